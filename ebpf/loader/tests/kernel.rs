@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The programs on the running kernel, as root, in network namespaces and cgroups of their own.
+
+#[path = "kernel/inbound.rs"]
+mod inbound;
+#[path = "kernel/lifecycle.rs"]
+mod lifecycle;
+#[path = "kernel/outbound.rs"]
+mod outbound;
+#[path = "kernel/speed.rs"]
+mod speed;
+#[path = "kernel/support.rs"]
+mod support;
