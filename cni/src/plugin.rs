@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One invocation of the plugin, from its input to its outcome.
+
+use std::{io::Read, time::Duration};
+
+use culvert_api::cni::{Command, Response};
+
+use crate::{
+    agent, away,
+    config::{self, Config, Fields},
+    error::Error,
+    input::{Environment, Verb},
+    reply::{Outcome, Success},
+};
+
+/// An agent that is starting waits for its first snapshot; kubelet gives a sandbox minutes.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Runtimes ask for STATUS every few seconds.
+const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Carries out one command.
+pub fn run(environment: &Environment, stdin: impl Read) -> Outcome {
+    let (version, fields) = match read(environment, stdin) {
+        Ok(read) => read,
+        Err(error) => return Outcome::of_unknown_version(error),
+    };
+    Outcome {
+        result: carry_out(environment, &version, fields),
+        version,
+    }
+}
+
+fn read(environment: &Environment, mut stdin: impl Read) -> Result<(String, Fields), Error> {
+    let mut bytes = Vec::new();
+    stdin.read_to_end(&mut bytes).map_err(Error::Stdin)?;
+    // VERSION had no input before 0.4.0, and some runtimes still send none.
+    if bytes.is_empty() && environment.verb()? == Verb::Version {
+        return Ok((config::NEWEST.to_owned(), Fields::new()));
+    }
+    let fields = config::fields(&bytes)?;
+    let version = config::version(&fields);
+    let expected = || {
+        Error::config(
+            "cniVersion",
+            "is missing; expected a string such as \"1.0.0\"",
+        )
+    };
+    Ok((version.ok_or_else(expected)?, fields))
+}
+
+fn carry_out(environment: &Environment, version: &str, fields: Fields) -> Result<Success, Error> {
+    let verb = environment.verb()?;
+    if verb == Verb::Version {
+        return Ok(Success::Versions);
+    }
+    speaks(verb, version)?;
+    let config = config::parse(fields)?;
+    // A pod must be deletable under the configuration of another release.
+    if verb != Verb::Del {
+        config.refuse_unknown()?;
+    }
+    if verb == Verb::Add && config.prev_result.is_none() {
+        return Err(not_chained());
+    }
+    let command = command(environment, verb, &config)?;
+    obey(&config, command)?;
+    Ok(match (verb, config.prev_result) {
+        (Verb::Add, Some(result)) => Success::Result(result),
+        _ => Success::Silent,
+    })
+}
+
+fn speaks(verb: Verb, version: &str) -> Result<(), Error> {
+    let wrong = |expected| Error::Version {
+        got: version.to_owned(),
+        expected,
+    };
+    if !config::SUPPORTED.contains(&version) {
+        return Err(wrong("cniVersion 0.4.0, 1.0.0 or 1.1.0"));
+    }
+    if matches!(verb, Verb::Gc | Verb::Status) && version != config::NEWEST {
+        return Err(wrong("cniVersion 1.1.0, the first that has GC and STATUS"));
+    }
+    Ok(())
+}
+
+fn not_chained() -> Error {
+    let problem = "is missing: culvert-cni makes no interface and must be chained after a plugin \
+                   that does; put it behind your network's plugin in the conflist";
+    Error::config("prevResult", problem)
+}
+
+fn command(environment: &Environment, verb: Verb, config: &Config) -> Result<Command, Error> {
+    Ok(match verb {
+        Verb::Add => Command::Add(environment.attachment()?),
+        Verb::Del => Command::Del(environment.old_attachment()?),
+        Verb::Check => Command::Check(environment.attachment()?),
+        Verb::Gc => Command::Gc {
+            valid: valid(config)?,
+        },
+        Verb::Status | Verb::Version => Command::Status,
+    })
+}
+
+/// Without the list nothing is valid and every pod would be let go of: not by an oversight.
+fn valid(config: &Config) -> Result<Vec<(String, String)>, Error> {
+    let missing = || Error::config("cni.dev/valid-attachments", "is missing; GC needs it");
+    let list = config.valid_attachments.as_ref().ok_or_else(missing)?;
+    let pair = |a: &config::GcAttachment| (a.container_id.clone(), a.ifname.clone());
+    Ok(list.iter().map(pair).collect())
+}
+
+fn obey(config: &Config, command: Command) -> Result<(), Error> {
+    let settings = &config.settings;
+    let patience = match command {
+        Command::Status => STATUS_PATIENCE,
+        _ => PATIENCE,
+    };
+    match agent::ask(&settings.agent_socket, command.clone(), patience) {
+        Ok(Response::Done { steered: _ }) => Ok(()),
+        Ok(Response::Failed {
+            code,
+            message,
+            details,
+        }) => Err(Error::Agent {
+            code,
+            message,
+            details,
+        }),
+        Err(reason) => {
+            let note = away::decide(settings, &command, reason)?;
+            eprintln!("culvert-cni: culvert-agent is away: {note}");
+            Ok(())
+        }
+    }
+}
