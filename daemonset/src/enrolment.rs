@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What steers one pod: sysctls, rules and routes, listeners, `sk_lookup`, the connect hook.
+
+pub mod addresses;
+pub mod listeners;
+pub mod marked;
+pub mod routes;
+mod rtnl;
+mod rule;
+pub mod sockets;
+pub mod sysctl;
+
+use std::os::fd::AsFd;
+
+use culvert_ebpf_loader::{self as loader, PodOptions};
+
+use self::{addresses::Own, listeners::Listeners, rtnl::Rtnl};
+use crate::{
+    desired::exclusions::Exclusions,
+    ebpf::{self, Ebpf},
+    netns::{self, Netns},
+};
+
+/// A namespace and the netlink connection into it.
+#[derive(Debug)]
+pub struct Namespace {
+    netns: Netns,
+    rtnl: Rtnl,
+}
+
+/// A steered pod. Dropping it closes the agent's copies of the listeners and nothing else: the
+/// pod stays steered.
+#[derive(Debug)]
+pub struct Enrolment {
+    namespace: Namespace,
+    own: Own,
+    listeners: Listeners,
+    exclusions: loader::Exclusions,
+}
+
+/// A pod could not be steered, or let go of.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The namespace.
+    #[error(transparent)]
+    Netns(#[from] netns::Error),
+    /// Netlink.
+    #[error(transparent)]
+    Netlink(#[from] rtnl::Error),
+    /// The rules and routes.
+    #[error(transparent)]
+    Routes(#[from] routes::Error),
+    /// The sysctls.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::Error),
+    /// The listeners.
+    #[error("could not make the pod's listeners: {0}")]
+    Listeners(#[source] std::io::Error),
+    /// The programs.
+    #[error(transparent)]
+    Ebpf(#[from] ebpf::Error),
+    /// Asking for the pod's open connections.
+    #[error("could not list the pod's connections: {0}")]
+    Diag(#[source] std::io::Error),
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// Opens a netlink connection into the namespace.
+    pub async fn open(netns: Netns) -> Result<Self, Error> {
+        let rtnl = Rtnl::open(&netns).await?;
+        Ok(Self { netns, rtnl })
+    }
+
+    /// The namespace itself.
+    pub const fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Whether a connection through the proxy is left.
+    pub async fn has_marked_connections(&self) -> Result<bool, Error> {
+        self.netns.run(marked::any).await?.map_err(Error::Diag)
+    }
+
+    /// Removes rules and routes and puts the sysctls back.
+    pub async fn restore(&self, before: &sysctl::Before) -> Result<(), Error> {
+        let routes = routes::remove_all(&self.rtnl).await;
+        let before = before.clone();
+        let sysctls = self.netns.run(move || sysctl::restore(&before)).await?;
+        routes?;
+        Ok(sysctls?)
+    }
+}
+
+// === impl Enrolment ===
+
+impl Enrolment {
+    /// Steers a pod. What was done is undone when a later step fails, unless the pod was
+    /// steered before: then it fails closed, because the listeners of its programs are gone.
+    pub async fn set_up(
+        namespace: Namespace,
+        ebpf: &Ebpf,
+        exclusions: &Exclusions,
+    ) -> Result<Self, (Namespace, Error)> {
+        let exclusions = loader::Exclusions::from(exclusions);
+        match prepare(&namespace).await {
+            Ok((own, listeners)) => {
+                let enrolment = Self {
+                    namespace,
+                    own,
+                    listeners,
+                    exclusions,
+                };
+                match enrolment.attach(ebpf).await {
+                    Ok(()) => Ok(enrolment),
+                    Err(error) => Err((enrolment.namespace, error)),
+                }
+            }
+            Err(error) => Err((namespace, error)),
+        }
+    }
+
+    /// The namespace.
+    pub const fn netns(&self) -> &Netns {
+        self.namespace.netns()
+    }
+
+    /// The pod's own addresses.
+    pub const fn own(&self) -> &Own {
+        &self.own
+    }
+
+    /// The pod's listeners.
+    pub const fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
+
+    /// Waits until an address may have changed.
+    pub async fn changed(&mut self) -> Option<()> {
+        self.namespace.rtnl.changed().await
+    }
+
+    /// Looks at the addresses again, and says whether there is what the proxy does not know yet.
+    pub async fn refresh(&mut self, ebpf: &Ebpf) -> Result<bool, Error> {
+        let own = Own::pick(&self.namespace.rtnl.addresses().await?);
+        if own == self.own {
+            return Ok(false);
+        }
+        routes::apply(&self.namespace.rtnl, &own).await?;
+        let same = own.all == self.own.all;
+        self.own = own;
+        if same {
+            return Ok(false);
+        }
+        let (cookie, all) = (self.netns().cookie().0, self.own.all.clone());
+        ebpf.run(move |node| node.set_own(cookie, &all)).await?;
+        Ok(true)
+    }
+
+    /// Replaces what is left alone.
+    pub async fn exclude(&mut self, ebpf: &Ebpf, exclusions: &Exclusions) -> Result<(), Error> {
+        self.exclusions = exclusions.into();
+        self.attach(ebpf).await
+    }
+
+    /// What is not as [`Self::set_up`] left it, in words.
+    pub async fn differences(&self, ebpf: &Ebpf) -> Result<Vec<String>, Error> {
+        let mut all = routes::differences(&self.namespace.rtnl, &self.own).await?;
+        all.extend(self.netns().run(sysctl::differences).await??);
+        let cookie = self.netns().cookie().0;
+        let pinned = ebpf.run(|node| node.pinned_pods()).await?;
+        if !pinned.contains(&cookie) {
+            all.push("the pod's sk_lookup program is not pinned".to_owned());
+        }
+        if !self.listeners.are_listening() {
+            all.push("a listener of the pod no longer listens".to_owned());
+        }
+        Ok(all)
+    }
+
+    /// Closes the agent's copies of the listeners.
+    pub fn into_namespace(self) -> Namespace {
+        self.namespace
+    }
+
+    /// `sk_lookup` before the connect hook: a connection that is marked has where to go.
+    async fn attach(&self, ebpf: &Ebpf) -> Result<(), Error> {
+        let netns = self.netns().clone();
+        let (own, listeners) = (self.own.all.clone(), self.listeners.clone());
+        let exclusions = self.exclusions.clone();
+        let attach = move |node: &mut loader::Node| {
+            let cookie = netns.cookie().0;
+            node.attach_pod(&PodOptions {
+                cookie,
+                netns: netns.as_fd(),
+                listeners: listeners.slots(),
+                own: &own,
+                exclusions: &exclusions,
+            })?;
+            node.enrol(cookie, &exclusions)?;
+            node.set_up(cookie, true)
+        };
+        Ok(ebpf.run(attach).await?)
+    }
+}
+
+/// Ends the steering of new connections; that there was none is fine. The connect hook goes
+/// first, so that no connection is marked that nobody catches.
+pub async fn detach(ebpf: &Ebpf, netns: &Netns) -> Result<(), Error> {
+    let cookie = netns.cookie().0;
+    let detach = move |node: &mut loader::Node| {
+        let withdrawn = node.withdraw(cookie);
+        node.detach_pod(cookie)?;
+        withdrawn
+    };
+    Ok(ebpf.run(detach).await?)
+}
+
+async fn prepare(namespace: &Namespace) -> Result<(Own, Listeners), Error> {
+    let Namespace { netns, rtnl } = namespace;
+    rtnl.loopback_up().await?;
+    let own = Own::pick(&rtnl.addresses().await?);
+    netns.run(sysctl::set).await??;
+    routes::apply(rtnl, &own).await?;
+    Ok((own, make_listeners(netns).await?))
+}
+
+async fn make_listeners(netns: &Netns) -> Result<Listeners, Error> {
+    netns.run(Listeners::make).await?.map_err(Error::Listeners)
+}

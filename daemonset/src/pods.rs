@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The sandboxes of this node, each with a task of its own that does one thing at a time.
+
+mod actor;
+mod enrol;
+mod fault;
+mod follow;
+mod leave;
+mod state;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use culvert_api::{
+    cni::{Attachment, Response},
+    workload::NetnsCookie,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::actor::Actor;
+pub use self::fault::Fault;
+use crate::{
+    desired::Desired,
+    ebpf::Ebpf,
+    metrics::Metrics,
+    proxy_link::hub::Hub,
+    store::{Record, Store},
+};
+
+/// The sandboxes of this node. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Pods {
+    shared: Arc<Shared>,
+}
+
+/// What every sandbox's task needs.
+#[derive(Debug)]
+pub struct Shared {
+    /// The programs.
+    pub ebpf: Ebpf,
+    /// What proxies know.
+    pub hub: Hub,
+    /// What is on disk.
+    pub store: Store,
+    /// What the pods should be.
+    pub desired: watch::Receiver<Arc<Desired>>,
+    /// What is counted.
+    pub metrics: Metrics,
+    actors: Mutex<BTreeMap<String, mpsc::UnboundedSender<Command>>>,
+}
+
+/// What a sandbox's task is asked to do.
+#[derive(Debug)]
+enum Command {
+    Add(Attachment, oneshot::Sender<Response>),
+    /// Of one interface.
+    Del(String, oneshot::Sender<Response>),
+    Check(oneshot::Sender<Response>),
+    /// Of all interfaces but these.
+    Keep(BTreeSet<String>, oneshot::Sender<Response>),
+    Restore(Box<Record>, oneshot::Sender<Response>),
+}
+
+// === impl Pods ===
+
+impl Pods {
+    /// No sandboxes yet.
+    pub fn new(
+        ebpf: Ebpf,
+        hub: Hub,
+        store: Store,
+        desired: watch::Receiver<Arc<Desired>>,
+        metrics: Metrics,
+    ) -> Self {
+        let shared = Shared {
+            ebpf,
+            hub,
+            store,
+            desired,
+            metrics,
+            actors: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// What every sandbox's task needs.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Steers a pod if it is opted in.
+    pub async fn add(&self, attachment: Attachment) -> Response {
+        let id = attachment.container_id.clone();
+        self.ask(&id, |reply| Command::Add(attachment, reply)).await
+    }
+
+    /// Lets go of a pod. One that is not known is gone.
+    pub async fn del(&self, attachment: Attachment) -> Response {
+        let Attachment {
+            container_id,
+            ifname,
+            netns: _,
+            args: _,
+        } = attachment;
+        let asked = self.ask_known(&container_id, |reply| Command::Del(ifname, reply));
+        asked.await.unwrap_or(Response::Done { steered: false })
+    }
+
+    /// Is the pod as it was added?
+    pub async fn check(&self, attachment: Attachment) -> Response {
+        let asked = self.ask_known(&attachment.container_id, Command::Check);
+        let unknown = || Fault::Unknown {
+            container_id: attachment.container_id.clone(),
+        };
+        asked.await.unwrap_or_else(|| unknown().into())
+    }
+
+    /// Lets go of all that is not listed.
+    pub async fn gc(&self, valid: Vec<(String, String)>) -> Response {
+        let mut listed = BTreeMap::<_, BTreeSet<_>>::new();
+        for (container_id, ifname) in valid {
+            listed.entry(container_id).or_default().insert(ifname);
+        }
+        let known: Vec<_> = self.shared.lock().keys().cloned().collect();
+        let mut worst = Response::Done { steered: false };
+        for id in known {
+            let keep = listed.remove(&id).unwrap_or_default();
+            let asked = self.ask_known(&id, |reply| Command::Keep(keep, reply));
+            if let Some(failed @ Response::Failed { .. }) = asked.await {
+                worst = failed;
+            }
+        }
+        worst
+    }
+
+    /// Takes over the sandboxes that an earlier agent left, and collects what is nobody's.
+    pub async fn restore(&self) -> anyhow::Result<()> {
+        let records = self.shared.store.records()?;
+        let restored = records.into_iter().map(|record| async move {
+            let id = record.container_id.clone();
+            let record = Box::new(record);
+            self.ask(&id, |reply| Command::Restore(record, reply)).await
+        });
+        let restored = futures_util::future::join_all(restored).await;
+        let steered = |response: &Response| matches!(response, Response::Done { .. });
+        self.collect(restored.iter().all(steered)).await
+    }
+
+    /// Unpins what belongs to no record. What other versions pinned goes once nothing needs it.
+    async fn collect(&self, all_restored: bool) -> anyhow::Result<()> {
+        let records = self.shared.store.records()?;
+        let kept: BTreeSet<_> = records.iter().map(|record| record.cookie).collect();
+        let collect = move |node: &mut culvert_ebpf_loader::Node| {
+            let pinned = node.pinned_pods()?.into_iter().map(NetnsCookie);
+            for cookie in pinned.filter(|cookie| !kept.contains(cookie)) {
+                tracing::info!(netns.cookie = cookie.0, "Collecting the pins of a dead pod");
+                node.withdraw(cookie.0)?;
+                node.detach_pod(cookie.0)?;
+            }
+            match all_restored {
+                true => node.collect_other_versions(),
+                false => Ok(0),
+            }
+        };
+        let versions = self.shared.ebpf.run(collect).await?;
+        if versions > 0 {
+            tracing::info!(versions, "Collected the pins of other versions");
+        }
+        Ok(())
+    }
+
+    /// Asks the task of a sandbox, which is started when there is none.
+    async fn ask(
+        &self,
+        container_id: &str,
+        command: impl FnOnce(oneshot::Sender<Response>) -> Command,
+    ) -> Response {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut actors = self.shared.lock();
+            actors.retain(is_alive);
+            let start = || Actor::start(Arc::clone(&self.shared), container_id.to_owned());
+            let actor = actors.entry(container_id.to_owned()).or_insert_with(start);
+            // A task takes itself out under the same lock before it ends.
+            drop(actor.send(command(reply)));
+        }
+        answer.await.unwrap_or_else(|_| Fault::Panicked.into())
+    }
+
+    /// None: there is no task.
+    async fn ask_known(
+        &self,
+        container_id: &str,
+        command: impl FnOnce(oneshot::Sender<Response>) -> Command,
+    ) -> Option<Response> {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut actors = self.shared.lock();
+            actors.retain(is_alive);
+            drop(actors.get(container_id)?.send(command(reply)));
+        }
+        Some(answer.await.unwrap_or_else(|_| Fault::Panicked.into()))
+    }
+}
+
+/// A task that panicked did not take itself out.
+fn is_alive(_: &String, actor: &mut mpsc::UnboundedSender<Command>) -> bool {
+    !actor.is_closed()
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, mpsc::UnboundedSender<Command>>> {
+        self.actors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

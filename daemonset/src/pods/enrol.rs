@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How a sandbox comes to be steered, and stays so.
+
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+
+use culvert_api::cni::{Attachment, Response};
+use tokio::time::Instant;
+
+use super::{
+    Fault,
+    actor::{Actor, open},
+    leave::DRAIN,
+    state::State,
+};
+use crate::{
+    desired::{Wanted, exclusions::Exclusions},
+    enrolment::{self, Enrolment, Namespace, sysctl},
+    netns::Netns,
+    proxy_link::hub::Handover,
+    store::{self, Phase, Record},
+};
+
+/// How often a pod's addresses are looked at.
+const REFRESH: Duration = Duration::from_millis(100);
+
+// === impl Actor ===
+
+impl Actor {
+    /// A sandbox is new.
+    pub(super) async fn attach(
+        &mut self,
+        attachment: &Attachment,
+        path: PathBuf,
+        wanted: &Wanted,
+        netns: Netns,
+    ) -> Result<(), Fault> {
+        let sysctls = netns.run(sysctl::read).await?;
+        let record = Record {
+            workload: wanted.workload.clone(),
+            cookie: netns.cookie(),
+            netns: path,
+            container_id: attachment.container_id.clone(),
+            ifnames: BTreeSet::new(),
+            phase: Phase::Unmeshed,
+            exclusions: Exclusions::default(),
+            sysctls: sysctls.map_err(enrolment::Error::from)?,
+        };
+        self.hold(record, netns);
+        Ok(())
+    }
+
+    /// An interface of the sandbox is added.
+    pub(super) fn add_interface(&mut self, ifname: String) -> Result<(), store::Error> {
+        if let Some(attached) = &mut self.attached {
+            attached.record.ifnames.insert(ifname);
+        }
+        self.save()
+    }
+
+    /// Takes over what an earlier agent left.
+    pub(super) async fn restore(&mut self, record: Record) -> Response {
+        let netns = match open(&record.netns).await {
+            Ok(netns) if netns.cookie() == record.cookie => netns,
+            Err(Fault::Netns(error)) if !error.is_gone() => {
+                tracing::error!(
+                    pod.name = %record.workload, %error,
+                    "Could not look at a pod of an earlier agent: it keeps refusing connections"
+                );
+                return Fault::Netns(error).into();
+            }
+            _ => {
+                self.forget(&record).await;
+                return self.done();
+            }
+        };
+        let phase = record.phase;
+        self.hold(record, netns);
+        match phase {
+            Phase::Unmeshed => {}
+            Phase::Draining => self.resume_draining().await,
+            // Whatever is wanted now: the proxy has to have the pod to withdraw it.
+            Phase::Enrolled => {
+                if let Err(fault) = self.steer(false).await {
+                    return fault.into();
+                }
+            }
+        }
+        self.done()
+    }
+
+    /// Steers the pod.
+    pub(super) async fn enrol(&mut self, wanted: &Wanted, live: bool) -> Result<(), Fault> {
+        if let Some(attached) = &mut self.attached {
+            attached.record.workload = wanted.workload.clone();
+            attached.record.exclusions = wanted.mesh.clone().unwrap_or_default();
+        }
+        self.steer(live).await
+    }
+
+    /// What was done is undone when a later step fails, unless an earlier agent steered the pod:
+    /// then it is cut off until steering works again.
+    pub(super) async fn steer(&mut self, live: bool) -> Result<(), Fault> {
+        let was_steered = self.is_recorded_as_enrolled();
+        let Err((namespace, fault)) = self.set_up(live).await else {
+            return Ok(());
+        };
+        match was_steered {
+            true => self.cut_off().await,
+            false => self.undo(namespace.as_ref()).await,
+        }
+        Err(self.failed(fault))
+    }
+
+    /// The pod's programs refuse connections that they have no listener for; its connect() fails
+    /// at once, whatever became of its rules.
+    async fn cut_off(&self) {
+        let Some(attached) = &self.attached else {
+            return;
+        };
+        let cookie = attached.record.cookie.0;
+        let cut = self.shared.ebpf.run(move |node| node.set_up(cookie, false));
+        if let Err(error) = cut.await {
+            tracing::error!(netns.cookie = cookie, %error, "Could not cut off a pod");
+        }
+    }
+
+    fn is_recorded_as_enrolled(&self) -> bool {
+        let phase = self.attached.as_ref().map(|attached| attached.record.phase);
+        phase == Some(Phase::Enrolled)
+    }
+
+    async fn set_up(&mut self, live: bool) -> Result<(), (Option<Namespace>, Fault)> {
+        let Some(attached) = &mut self.attached else {
+            return Ok(());
+        };
+        attached.record.phase = Phase::Enrolled;
+        let netns = attached.netns.clone();
+        let exclusions = attached.record.exclusions.clone();
+        self.save().map_err(|error| (None, error.into()))?;
+        let namespace = Namespace::open(netns).await;
+        let namespace = namespace.map_err(|error| (None, error.into()))?;
+        let enrolment = Enrolment::set_up(namespace, &self.shared.ebpf, &exclusions).await;
+        let enrolment = enrolment.map_err(|(namespace, error)| (Some(namespace), error.into()))?;
+        self.announce(&enrolment, live);
+        self.change(|_| State::Enrolled(enrolment));
+        Ok(())
+    }
+
+    /// Hands the pod over to the proxies.
+    pub(super) fn announce(&self, enrolment: &Enrolment, live: bool) {
+        let Some(attached) = &self.attached else {
+            return;
+        };
+        let handover = Handover {
+            workload: attached.record.workload.clone(),
+            addresses: enrolment.own().all.clone(),
+            live,
+            listeners: enrolment.listeners().named(),
+            netns: enrolment.netns().clone(),
+        };
+        self.shared.hub.announce(&attached.record.key(), handover);
+        tracing::info!(
+            pod.name = %attached.record.workload, pod.uid = %attached.record.workload.uid,
+            netns.cookie = attached.record.cookie.0, addresses = ?enrolment.own().all, live,
+            "Enrolled a pod"
+        );
+    }
+
+    /// Best effort: what can't be undone is logged.
+    pub(super) async fn undo(&mut self, namespace: Option<&Namespace>) {
+        let Some(attached) = &mut self.attached else {
+            return;
+        };
+        attached.record.phase = Phase::Unmeshed;
+        if let Some(namespace) = namespace {
+            let detached = enrolment::detach(&self.shared.ebpf, namespace.netns()).await;
+            let restored = namespace.restore(&attached.record.sysctls).await;
+            for error in [detached, restored].into_iter().filter_map(Result::err) {
+                tracing::error!(
+                    container.id = self.container_id, %error,
+                    "Could not undo the enrolment of a pod"
+                );
+            }
+        }
+        self.log_save();
+    }
+
+    fn failed(&mut self, fault: Fault) -> Fault {
+        let Some(attached) = &self.attached else {
+            return fault;
+        };
+        let times = match attached.state {
+            State::Failed(times) => times.saturating_add(1),
+            _ => 1,
+        };
+        tracing::error!(
+            pod.name = %attached.record.workload, times, error = %fault,
+            "Could not steer a pod"
+        );
+        self.change(|_| State::Failed(times));
+        self.wake_in(Duration::from_secs(1 << times.min(6)));
+        fault
+    }
+
+    /// It failed before.
+    pub(super) async fn retry(&mut self) {
+        match self.wanted() {
+            Some(wanted) if wanted.mesh.is_some() => drop(self.enrol(&wanted, true).await),
+            Some(_) => self.give_up().await,
+            None if self.is_recorded_as_enrolled() => drop(self.steer(false).await),
+            None => {}
+        }
+    }
+
+    /// A pod that changes its addresses all the time does not keep the agent busy.
+    pub(super) async fn refresh_in_time(&mut self) {
+        let Some(attached) = &mut self.attached else {
+            return;
+        };
+        if attached.refreshed.is_some_and(|at| at.elapsed() < REFRESH) {
+            return self.wake_in(REFRESH);
+        }
+        attached.refreshed = Some(Instant::now());
+        self.refresh().await;
+    }
+
+    /// An address may have come or gone.
+    pub(super) async fn refresh(&mut self) {
+        let Some(attached) = &mut self.attached else {
+            return;
+        };
+        let key = attached.record.key();
+        let Some(enrolment) = attached.enrolment_mut() else {
+            return;
+        };
+        let refreshed = enrolment.refresh(&self.shared.ebpf).await;
+        let addresses = enrolment.own().all.clone();
+        match refreshed {
+            Ok(false) => return,
+            Ok(true) => self.shared.hub.readdress(&key, addresses.clone()),
+            Err(error) => {
+                tracing::warn!(enrolment = %key, %error, "Could not follow a pod's addresses");
+                return self.wake_in(DRAIN);
+            }
+        }
+        tracing::info!(enrolment = %key, ?addresses, "The addresses of a pod changed");
+    }
+
+    /// The netlink connection into the pod broke.
+    pub(super) async fn reconnect(&mut self) {
+        tracing::warn!(
+            container.id = self.container_id,
+            "Lost a netlink connection into a pod"
+        );
+        drop(self.steer(false).await);
+        self.wake_in(DRAIN);
+    }
+
+    /// What the pod asks to be left alone may have changed.
+    pub(super) async fn exclude(&mut self, exclusions: Exclusions) {
+        let Some(attached) = &mut self.attached else {
+            return;
+        };
+        if attached.record.exclusions == exclusions {
+            return;
+        }
+        let Some(enrolment) = attached.enrolment_mut() else {
+            return;
+        };
+        match enrolment.exclude(&self.shared.ebpf, &exclusions).await {
+            Ok(()) => {
+                attached.record.exclusions = exclusions;
+                self.log_save();
+            }
+            Err(error) => {
+                tracing::error!(
+                    container.id = self.container_id, %error,
+                    "Could not change what a pod excludes"
+                );
+                self.wake_in(DRAIN);
+            }
+        }
+    }
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the agent keeps on disk: a record of every attachment, and for the CNI plugin the pods
+//! that are known to be unmeshed.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use culvert_api::{
+    cni::OptIn,
+    workload::{NetnsCookie, PodUid, Workload, WorkloadKey},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{desired::exclusions::Exclusions, enrolment::sysctl};
+
+/// What is known of one sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Who the pod is.
+    pub workload: Workload,
+    /// The cookie of its network namespace.
+    pub cookie: NetnsCookie,
+    /// Where the runtime mounted the namespace.
+    pub netns: PathBuf,
+    /// The runtime's name for the sandbox.
+    pub container_id: String,
+    /// The interfaces that were added.
+    pub ifnames: BTreeSet<String>,
+    /// How far it is.
+    pub phase: Phase,
+    /// What it asked to be left alone.
+    pub exclusions: Exclusions,
+    /// The sysctls before the first enrolment.
+    pub sysctls: sysctl::Before,
+}
+
+/// How far an attachment is. A record is written before the kernel is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Attached, not steered.
+    Unmeshed,
+    /// Steered, or about to be.
+    Enrolled,
+    /// Not steered any more; rules stay for open connections.
+    Draining,
+}
+
+/// The state directory.
+#[derive(Clone, Debug)]
+pub struct Store {
+    dir: PathBuf,
+    _lock: std::sync::Arc<File>,
+}
+
+/// The state directory can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host's file system.
+    #[error("could not write the agent's state {}: {source}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Another agent runs.
+    #[error("another agent uses the state directory {}: give each agent its own --state-dir", path.display())]
+    InUse {
+        /// Which directory.
+        path: PathBuf,
+    },
+}
+
+// === impl Record ===
+
+impl Record {
+    /// The enrolment.
+    pub fn key(&self) -> WorkloadKey {
+        WorkloadKey {
+            uid: self.workload.uid.clone(),
+            cookie: self.cookie,
+        }
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Opens the state directory for this process alone.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        let pods = dir.join("pods");
+        fs::create_dir_all(&pods).map_err(|source| io_error(&pods, source))?;
+        let path = dir.join("lock");
+        let lock = File::create(&path).map_err(|source| io_error(&path, source))?;
+        lock.try_lock().map_err(|error| match error {
+            fs::TryLockError::WouldBlock => Error::InUse {
+                path: dir.to_owned(),
+            },
+            fs::TryLockError::Error(source) => io_error(&path, source),
+        })?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            _lock: std::sync::Arc::new(lock),
+        })
+    }
+
+    /// Reads all records. One that can't be read is removed: what it pinned is collected as
+    /// nobody's.
+    pub fn records(&self) -> Result<Vec<Record>, Error> {
+        let dir = self.dir.join("pods");
+        let entries = fs::read_dir(&dir).map_err(|source| io_error(&dir, source))?;
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        Ok(paths.filter_map(|path| read(&path)).collect())
+    }
+
+    /// Writes a record in place of its earlier one.
+    pub fn save(&self, record: &Record) -> Result<(), Error> {
+        // Not synced: what it is about does not outlive the machine either.
+        write(&self.path(&record.key()), record, |_| Ok(()))
+    }
+
+    /// Removes a record; one that is gone already is fine.
+    pub fn remove(&self, key: &WorkloadKey) -> Result<(), Error> {
+        let path = self.path(key);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes what the CNI plugin decides from while the agent is away.
+    pub fn save_opt_in(&self, opt_in: &OptIn) -> Result<(), Error> {
+        write(&self.dir.join("opt-in.json"), opt_in, File::sync_data)
+    }
+
+    fn path(&self, key: &WorkloadKey) -> PathBuf {
+        self.dir.join("pods").join(format!("{key}.json"))
+    }
+}
+
+/// Whether a uid is fit to be part of a file's name.
+pub fn is_file_name(uid: &PodUid) -> bool {
+    let fit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    !uid.0.is_empty() && uid.0.len() <= 128 && uid.0.bytes().all(fit)
+}
+
+fn read(path: &Path) -> Option<Record> {
+    let bytes = fs::read(path).ok()?;
+    match serde_json::from_slice(&bytes) {
+        Ok(record) => Some(record),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "Removing a state file that can't be read");
+            drop(fs::remove_file(path));
+            None
+        }
+    }
+}
+
+/// To a temporary name, then into place.
+fn write(
+    path: &Path,
+    value: &impl Serialize,
+    sync: fn(&File) -> io::Result<()>,
+) -> Result<(), Error> {
+    let temporary = path.with_extension("tmp");
+    let written = serde_json::to_vec_pretty(value)
+        .map_err(io::Error::from)
+        .and_then(|bytes| {
+            let mut file = File::create(&temporary)?;
+            file.write_all(&bytes)?;
+            sync(&file)?;
+            fs::rename(&temporary, path)
+        });
+    written.map_err(|source| io_error(path, source))
+}
+
+fn io_error(path: &Path, source: io::Error) -> Error {
+    Error::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A record of a pod of this uid.
+    pub fn record(uid: &str) -> Record {
+        Record {
+            workload: Workload {
+                uid: PodUid(uid.to_owned()),
+                namespace: "ns".into(),
+                name: "a".into(),
+                service_account: "default".into(),
+                owner_kind: "pod".into(),
+                owner_name: "a".into(),
+            },
+            cookie: NetnsCookie(7),
+            netns: "/run/netns/x".into(),
+            container_id: "c".into(),
+            ifnames: BTreeSet::from(["eth0".to_owned()]),
+            phase: Phase::Enrolled,
+            exclusions: Exclusions {
+                inbound_ports: vec![1..=2],
+                ..Exclusions::default()
+            },
+            sysctls: sysctl::Before::from([("ipv4/fwmark_reflect".into(), "0".into())]),
+        }
+    }
+
+    fn open(dir: &Path) -> Store {
+        Store::open(dir).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn records(store: &Store) -> Vec<Record> {
+        store.records().unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    #[test]
+    fn records_outlive_the_agent() {
+        let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+        let store = open(dir.path());
+        let kept = record("u-1");
+        assert!(store.save(&kept).is_ok() && store.save(&record("u-2")).is_ok());
+        assert!(store.remove(&record("u-2").key()).is_ok());
+        assert!(store.remove(&record("u-2").key()).is_ok());
+        assert!(matches!(Store::open(dir.path()), Err(Error::InUse { .. })));
+        drop(store);
+        assert_eq!(records(&open(dir.path())), [kept]);
+    }
+
+    #[test]
+    fn a_broken_record_is_removed_and_harms_no_other() {
+        let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+        let store = open(dir.path());
+        assert!(store.save(&record("u")).is_ok());
+        let broken = dir.path().join("pods/broken.json");
+        assert!(fs::write(&broken, "{").is_ok());
+        assert_eq!(records(&store), [record("u")]);
+        assert!(!broken.exists());
+    }
+
+    #[test]
+    fn a_uid_is_no_path() {
+        let fit = |uid: &str| is_file_name(&PodUid(uid.to_owned()));
+        assert!(fit("8f1c2d3e-0000-4000-8000-000000000000"));
+        assert!(!fit("../x") && !fit("") && !fit("a/b") && !fit("a.json"));
+    }
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Namespaces for tests, made with `ip netns` and gone with their guard.
+
+use std::{path::Path, path::PathBuf, process::Command};
+
+/// A namespace of a name that no other test and no other run has.
+#[derive(Debug)]
+pub struct TestNetns {
+    name: String,
+    path: PathBuf,
+}
+
+impl TestNetns {
+    /// Makes one, with `lo` down and no address.
+    pub fn new(label: &str) -> Self {
+        let name = format!("cva-{label}-{}", std::process::id());
+        ip(&["netns", "add", &name]);
+        let path = Path::new("/run/netns").join(&name);
+        Self { name, path }
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `ip -n <this namespace> ARGS`, which must succeed, and returns what it printed.
+    pub fn ip(&self, args: &str) -> String {
+        let mut all = vec!["-n", &self.name];
+        all.extend(args.split_whitespace());
+        ip(&all)
+    }
+}
+
+impl Drop for TestNetns {
+    fn drop(&mut self) {
+        let deleted = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+        if !deleted.is_ok_and(|status| status.success()) {
+            eprintln!("could not delete the namespace {}", self.name);
+        }
+    }
+}
+
+fn ip(args: &[&str]) -> String {
+    let output = Command::new("ip").args(args).output();
+    let output = output.unwrap_or_else(|e| panic!("ip {args:?}: {e}"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {args:?}: {stderr}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

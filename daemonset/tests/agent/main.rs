@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The built agent with hand-made pods, a fake CNI plugin and a fake proxy, on the real kernel.
+
+mod life;
+mod many;
+mod node;
+mod proxy;
+mod talk;
+mod trust;
