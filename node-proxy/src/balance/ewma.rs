@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A moving average that follows a peak at once and forgets it over [`DECAY`].
+
+use std::time::{Duration, Instant};
+
+/// What an endpoint is taken for before it was ever dialled.
+const DEFAULT: Duration = Duration::from_millis(30);
+/// A past observation counts 1/e after this long.
+const DECAY: Duration = Duration::from_secs(10);
+/// Below this, differences are the noise of a handshake: they would send all connections of a quiet
+/// service to one endpoint for as long as the other's last peak takes to decay.
+const FLOOR: Duration = Duration::from_millis(10);
+/// What a failed dial counts for.
+const PENALTY: Duration = Duration::from_secs(1);
+
+/// The estimate, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PeakEwma {
+    seconds: f64,
+    at: Instant,
+}
+
+impl PeakEwma {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            seconds: DEFAULT.as_secs_f64(),
+            at: now,
+        }
+    }
+
+    /// The estimate of now: while nothing is observed it decays, so that an endpoint that looked
+    /// bad is tried again. Never below the floor.
+    pub(super) fn estimate(&self, now: Instant) -> f64 {
+        (self.seconds * self.past(now)).max(FLOOR.as_secs_f64())
+    }
+
+    pub(super) fn observe(&mut self, took: Duration, now: Instant) {
+        let (took, past) = (took.as_secs_f64(), self.past(now));
+        let average = self.seconds * past + took * (1.0 - past);
+        self.seconds = if took > self.seconds { took } else { average };
+        self.at = now;
+    }
+
+    pub(super) fn penalise(&mut self, now: Instant) {
+        self.observe(PENALTY, now);
+    }
+
+    /// The weight of what was before.
+    fn past(&self, now: Instant) -> f64 {
+        let elapsed = now.saturating_duration_since(self.at);
+        (-elapsed.as_secs_f64() / DECAY.as_secs_f64()).exp()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peaks_count_at_once_and_fade() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut ewma = PeakEwma::new(start);
+        assert!((ewma.estimate(start) - 0.030).abs() < 1e-9);
+        ewma.observe(Duration::from_millis(500), after(1));
+        assert!((ewma.estimate(after(1)) - 0.5).abs() < 1e-9);
+        ewma.observe(Duration::from_millis(20), after(11));
+        let expected = 0.5 / std::f64::consts::E + 0.02 * (1.0 - 1.0 / std::f64::consts::E);
+        assert!((ewma.estimate(after(11)) - expected).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_penalty_is_forgotten_within_a_minute() {
+        let start = Instant::now();
+        let mut ewma = PeakEwma::new(start);
+        ewma.penalise(start);
+        assert!(ewma.estimate(start) >= 1.0);
+        let later = ewma.estimate(start + Duration::from_secs(60));
+        assert!((later - FLOOR.as_secs_f64()).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+use crate::tls::tests::{Authority, client_session, domain, identity};
+
+use super::*;
+
+fn client_hello() -> Vec<u8> {
+    let credentials = Authority::new().credentials("web");
+    let mut session = client_session(&credentials, &identity("cart"));
+    let _ = session.open(&mut [], &mut []);
+    session.take_control()
+}
+
+fn expected() -> First {
+    First::Hello(Hello {
+        server_name: Some(domain().server_name(&identity("cart"))),
+        offer: Offer::Known,
+    })
+}
+
+/// The same handshake message in records of `size` bytes.
+fn refragmented(hello: &[u8], size: usize) -> Vec<u8> {
+    let message = hello.get(5..).unwrap_or_default();
+    let record = |piece: &[u8]| {
+        let length = u16::try_from(piece.len()).unwrap_or_default().to_be_bytes();
+        [&[HANDSHAKE, MAJOR, 1], &length[..], piece].concat()
+    };
+    message.chunks(size).flat_map(record).collect()
+}
+
+#[test]
+fn whole_in_pieces_and_in_records() {
+    let hello = client_hello();
+    for bytes in [hello.clone(), refragmented(&hello, 100), refragmented(&hello, 1)] {
+        for size in [bytes.len(), 1000, 7, 1] {
+            let mut assembler = Assembler::default();
+            let first = bytes.chunks(size).find_map(|piece| assembler.push(piece));
+            assert_eq!(first, Some(expected()), "pieces of {size}");
+            assert_eq!(assembler.bytes, bytes, "every byte is kept");
+        }
+    }
+}
+
+#[test]
+fn other_bytes_are_told_at_once() {
+    for other in [&b"GET / HTTP/1.1\r\n"[..], &[HANDSHAKE, b'x'], &[0; 10]] {
+        assert_eq!(Assembler::default().push(other), Some(First::Other), "{other:?}");
+    }
+    let mut assembler = Assembler::default();
+    assert_eq!(assembler.push(&[HANDSHAKE]), None);
+    assert_eq!(assembler.push(&[MAJOR]), None);
+    // A handshake message that is no ClientHello.
+    let first = assembler.push(&[3, 0, 5, 2, 0, 0, 1, 0]);
+    assert_eq!(first, Some(First::Other));
+}
+
+#[test]
+fn an_endless_hello_is_given_up() {
+    let mut assembler = Assembler::default();
+    // A ClientHello of 60,000 bytes, in records of 1,000.
+    let mut message = vec![0; 60_000];
+    message[..4].copy_from_slice(&[1, 0, 0xea, 0x60]);
+    let header = [0; 5];
+    let bytes = refragmented(&[&header[..], &message].concat(), 1000);
+    let given_up = bytes.chunks(1005).position(|piece| assembler.push(piece).is_some());
+    assert!(given_up.is_some_and(|pieces| pieces * 1005 <= MAX), "{given_up:?}");
+}
+
+#[test]
+fn offers_of_other_releases_are_told_apart() {
+    let offers = |protocols: &[&'static [u8]]| offer(protocols.iter().copied());
+    assert_eq!(offers(&[b"h2", b"http/1.1"]), Offer::Nothing);
+    assert_eq!(offers(&[b"h2", b"culvert/of-tomorrow"]), Offer::Unknown);
+    assert_eq!(offers(&[b"culvert/of-tomorrow", b"culvert/tcp"]), Offer::Known);
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The task of one identity: asks for a certificate, and for the next one in time.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
+
+use super::{
+    Anchors, Entry, Identities,
+    material::{BadMaterial, Material, Request},
+    stored::{self, BadKey},
+};
+use crate::{backoff::Backoff, control_link::CertifyError};
+
+/// A certificate is renewed after so much of its life.
+const RENEW_AFTER: f64 = 0.7;
+
+/// How much earlier, at random: the certificates of a node are not all renewed at once.
+const JITTER: f64 = 0.05;
+
+const SOONEST: Duration = Duration::from_secs(10);
+const LATEST: Duration = Duration::from_secs(24 * 3600);
+
+/// An attempt to get a certificate failed. The one before is served with until it ends.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error("there are no trust anchors yet")]
+    NoAnchors,
+    #[error("no pod of the identity is left")]
+    NoUser,
+    #[error("could not make a key: {0}")]
+    Key(#[from] rcgen::Error),
+    #[error(transparent)]
+    Control(#[from] CertifyError),
+    #[error("control's answer can't be used: {0}")]
+    Answer(#[from] BadMaterial),
+    #[error("can't use the key: {0}")]
+    Unusable(#[from] BadKey),
+    #[error("could not seal the key: {0}")]
+    Seal(#[from] io::Error),
+}
+
+enum Event {
+    Due,
+    Anchors,
+}
+
+/// Runs until it is aborted with the last pod of the identity.
+pub(super) async fn run(identities: Identities, entry: Arc<Entry>) {
+    let mut anchors = identities.inner.anchors.clone();
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    let mut wait = wait(&entry);
+    check_stored(&identities, &entry);
+    loop {
+        match next(wait, &mut anchors).await {
+            Event::Anchors => {
+                check_stored(&identities, &entry);
+                wait = rebuild(&identities, &entry);
+            }
+            Event::Due => {
+                wait = match renew(&identities, &entry).await {
+                    Ok(()) => {
+                        backoff.reset();
+                        self::wait(&entry)
+                    }
+                    Err(error) => {
+                        let left = left(&entry).as_secs();
+                        let identity = &entry.identity;
+                        tracing::warn!(%error, %identity, left, "Could not get a certificate");
+                        backoff.wait()
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn next(wait: Duration, anchors: &mut watch::Receiver<Option<Arc<Anchors>>>) -> Event {
+    let changed = async {
+        if anchors.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = changed => Event::Anchors,
+        () = tokio::time::sleep(wait) => Event::Due,
+    }
+}
+
+async fn renew(identities: &Identities, entry: &Entry) -> Result<(), Failed> {
+    let renewed = certify(identities, entry).await;
+    let result = if renewed.is_ok() {
+        "success"
+    } else {
+        "failure"
+    };
+    identities.inner.metrics.attempt(&entry.identity, result);
+    renewed
+}
+
+async fn certify(identities: &Identities, entry: &Entry) -> Result<(), Failed> {
+    let inner = &identities.inner;
+    let uid = entry.user().ok_or(Failed::NoUser)?;
+    let Request { key, csr } = Request::new(&inner.domain.server_name(&entry.identity))?;
+    let chain = inner.control.certify(&uid, csr).await?;
+    let chain = chain.into_iter().map(CertificateDer::from).collect();
+    let anchors = identities.anchors().ok_or(Failed::NoAnchors)?;
+    let material = Material::new(key, chain)?;
+    material.check(&entry.identity, &anchors)?;
+    let sealed = stored::seal(&material)?;
+    let held = identities.held(material, &anchors, sealed)?;
+    identities.keep(&entry.identity, &held);
+    let (identity, valid) = (&entry.identity, valid(&held.material));
+    tracing::info!(%identity, valid_s = valid.as_secs(), "Got a certificate");
+    identities.publish(entry, held);
+    Ok(())
+}
+
+/// Other anchors: the certificate stays, what was made of it and all sessions do not. Says when the
+/// next one is due: now, if the anchors do not vouch for this one.
+fn rebuild(identities: &Identities, entry: &Entry) -> Duration {
+    let held = entry.held.borrow().clone();
+    let (Some(held), Some(anchors)) = (held, identities.anchors()) else {
+        return Duration::ZERO;
+    };
+    let rebuilt = held
+        .material
+        .credentials(&identities.inner.domain, &anchors);
+    let rebuilt = rebuilt.map_err(BadKey::from).and_then(|credentials| {
+        let material = stored::open(&held.sealed)?;
+        let sealed = held.sealed.try_clone()?;
+        Ok(super::Held {
+            credentials: Arc::new(credentials),
+            material,
+            sealed,
+        })
+    });
+    let vouched = held.material.check(&entry.identity, &anchors);
+    match rebuilt {
+        Ok(held) => identities.publish(entry, held),
+        Err(error) => {
+            let identity = &entry.identity;
+            tracing::warn!(%error, %identity, "Could not use the new trust anchors");
+            return Duration::ZERO;
+        }
+    }
+    match vouched {
+        Ok(()) => wait(entry),
+        Err(_) => Duration::ZERO,
+    }
+}
+
+fn check_stored(identities: &Identities, entry: &Entry) {
+    let Some(anchors) = identities.anchors() else {
+        return;
+    };
+    let Some(sealed) = entry.lock_unchecked().take() else {
+        return;
+    };
+    if let Err(error) = identities.adopt(entry, &anchors, sealed) {
+        identities.refused_stored(&entry.identity, &error);
+    }
+}
+
+/// How long until the next certificate is asked for.
+fn wait(entry: &Entry) -> Duration {
+    let held = entry.held.borrow();
+    let Some(held) = held.as_ref() else {
+        return Duration::ZERO;
+    };
+    let life = valid(&held.material);
+    let part = RENEW_AFTER - rand::random_range(0.0..JITTER);
+    let due = held.material.not_before + life.mul_f64(part);
+    let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
+    wait.clamp(SOONEST, LATEST)
+}
+
+fn valid(material: &Material) -> Duration {
+    material
+        .not_after
+        .duration_since(material.not_before)
+        .unwrap_or_default()
+}
+
+/// How long the certificate is still valid.
+pub(super) fn left(entry: &Entry) -> Duration {
+    let held = entry.held.borrow();
+    let left = held
+        .as_ref()
+        .map(|held| held.material.not_after.duration_since(SystemTime::now()));
+    left.and_then(Result::ok).unwrap_or_default()
+}

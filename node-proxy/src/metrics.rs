@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The data path's metrics, under Linkerd's names, per workload and peer identity.
+//!
+//! Label values are looked up once per connection and cached per pod; bytes are added to resolved
+//! handles. The series of a pod go when the pod is gone and its last connection ended.
+
+mod fault;
+mod families;
+mod limit;
+mod pod;
+mod transport;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use culvert_api::workload::Workload;
+use prometheus::Registry;
+
+pub(crate) use self::{
+    fault::Fault,
+    limit::Admitted,
+    pod::{Counter, PodMetrics},
+    transport::{Leg, Meter, OpenLeg, Tls},
+};
+use self::{families::Families, limit::Limit, pod::{PodLabels, PodSeries}};
+
+/// The most connections that are open at once in this process.
+const MAX_CONNECTIONS: usize = 100_000;
+
+/// The most connections that one pod has open at once: one noisy workload leaves room for the rest.
+const MAX_POD_CONNECTIONS: usize = 25_000;
+
+/// The data path's metrics and limits. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    families: Families,
+    limit: Arc<Limit>,
+    pods: Mutex<HashMap<PodLabels, Labelled>>,
+}
+
+/// The series of one set of labels: a pod that is made again under its old name goes on with them.
+#[derive(Debug)]
+struct Labelled {
+    users: usize,
+    series: Arc<PodSeries>,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Registers every family.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self(Arc::new(Shared {
+            families: Families::register(registry)?,
+            limit: Arc::new(Limit::new(MAX_CONNECTIONS)),
+            pods: Mutex::default(),
+        })))
+    }
+
+    /// The metrics of one pod, to be held as long as its connections.
+    pub fn pod(&self, workload: &Workload) -> PodMetrics {
+        let labels = PodLabels::from(workload);
+        let mut pods = self.0.lock();
+        let labelled = pods.entry(labels.clone()).or_insert_with(|| Labelled {
+            users: 0,
+            series: Arc::new(PodSeries::new(labels)),
+        });
+        labelled.users += 1;
+        PodMetrics::new(self.clone(), labelled.series.clone(), MAX_POD_CONNECTIONS)
+    }
+
+    /// A connection's task panicked. It cost that connection only.
+    pub(crate) fn panicked(&self) {
+        self.0.families.panics.inc();
+    }
+
+    /// How many connections are open in this process.
+    pub fn open_connections(&self) -> usize {
+        self.0.limit.open()
+    }
+
+    fn release(&self, series: &PodSeries) {
+        let mut pods = self.0.lock();
+        let Some(labelled) = pods.get_mut(series.labels()) else {
+            return;
+        };
+        labelled.users -= 1;
+        if labelled.users == 0 {
+            pods.remove(series.labels());
+            series.remove(&self.0.families);
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PodLabels, Labelled>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

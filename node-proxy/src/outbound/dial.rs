@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A leg from the pod to one address.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use culvert_api::{agent::Direction, identity::Identity};
+use rustls::{client::UnbufferedClientConnection, pki_types::ServerName};
+use tokio::time::timeout;
+
+use crate::{
+    accept::{Accepted, Refused},
+    carry::Wire,
+    destinations::Endpoint,
+    identities::NoCertificate,
+    metrics::{Fault, Tls},
+    sockets::PooledStream,
+    tls::{self, ALPN_TCP, Credentials, HandshakeError, Handshaken, PeerError, Session},
+};
+
+/// Dials for one connection of an application.
+#[derive(Debug)]
+pub(super) struct Dialler<'a> {
+    accepted: &'a Accepted,
+    own: Arc<Vec<IpAddr>>,
+}
+
+/// A leg.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) stream: PooledStream,
+    pub(super) tls: Tls,
+    pub(super) to: SocketAddr,
+    pub(super) wire: Wire,
+}
+
+/// There is no leg. Never answered by trying with less.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    /// Nobody answered, or with RST.
+    #[error("could not dial {to}: {error}")]
+    Connect {
+        /// Who was dialled.
+        to: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// The peer did not take the handshake, or this side did not take the peer.
+    #[error("the handshake with {to} failed: {error}")]
+    Handshake {
+        /// Who was dialled.
+        to: SocketAddr,
+        /// Why.
+        error: HandshakeError,
+    },
+    /// The handshake did not end.
+    #[error("the handshake with {to} took too long")]
+    Slow {
+        /// Who was dialled.
+        to: SocketAddr,
+    },
+    /// The peer is somebody else.
+    #[error("the peer at {to} proved another identity: {error}")]
+    Peer {
+        /// Who was dialled.
+        to: SocketAddr,
+        /// What is wrong with it.
+        error: PeerError,
+    },
+    /// The peer chose no protocol of this release.
+    #[error("{to} agreed to no protocol of this release")]
+    Protocol {
+        /// Who was dialled.
+        to: SocketAddr,
+    },
+    /// This workload can't prove its own identity.
+    #[error(transparent)]
+    NoCertificate(#[from] NoCertificate),
+    /// It would come back to this proxy.
+    #[error("{0}")]
+    Loop(Refused),
+}
+
+// === impl Dialler ===
+
+impl<'a> Dialler<'a> {
+    pub(super) fn new(accepted: &'a Accepted) -> Self {
+        Self {
+            own: accepted.pod.addresses(),
+            accepted,
+        }
+    }
+
+    /// Dials an endpoint: with mutual TLS if it is meshed, unless it is the pod itself.
+    pub(super) async fn endpoint(&self, endpoint: &Endpoint) -> Result<Dialled, DialError> {
+        let to = endpoint.addr;
+        if endpoint.meshed && !self.is_own(to.ip()) {
+            return self.meshed(to, &endpoint.identity).await;
+        }
+        self.plain(to).await
+    }
+
+    /// Dials without TLS.
+    pub(super) async fn plain(&self, to: SocketAddr) -> Result<Dialled, DialError> {
+        let tls = if self.is_own(to.ip()) {
+            Tls::Loopback
+        } else {
+            Tls::NoIdentity
+        };
+        Ok(Dialled {
+            stream: self.connect(to, false).await?,
+            tls,
+            to,
+            wire: Wire::Plain(Vec::new()),
+        })
+    }
+
+    /// A peer that does not answer in TLS may have left the mesh a moment ago: it gets a second
+    /// chance, on a new connection and with TLS again.
+    async fn meshed(&self, to: SocketAddr, peer: &Identity) -> Result<Dialled, DialError> {
+        let proxy = &self.accepted.proxy;
+        let own = &self.accepted.pod.identity;
+        let credentials = proxy.identities.credentials(own).await?;
+        match self.mutual(to, peer, &credentials).await {
+            Err(error) if error.is_not_tls() => {
+                let metrics = self.accepted.pod.metrics();
+                metrics.fault(Direction::Outbound, Fault::NotTls);
+                self.mutual(to, peer, &credentials).await
+            }
+            other => other,
+        }
+    }
+
+    async fn mutual(
+        &self,
+        to: SocketAddr,
+        peer: &Identity,
+        credentials: &Credentials,
+    ) -> Result<Dialled, DialError> {
+        let mut stream = self.connect(to, true).await?;
+        let handshake = self.handshake(&mut stream, to, peer, credentials);
+        let limit = self.accepted.proxy.config.handshake_timeout;
+        let done = timeout(limit, handshake).await;
+        let done = done.unwrap_or(Err(DialError::Slow { to }));
+        let done = done.and_then(|done| self.check(to, peer, done));
+        match done {
+            Ok(done) => Ok(Dialled {
+                stream,
+                tls: Tls::Mutual,
+                to,
+                wire: Wire::Mutual(done),
+            }),
+            Err(error) => {
+                crate::tcp::drained(stream.tcp()).await;
+                stream.reset();
+                Err(error)
+            }
+        }
+    }
+
+    async fn handshake(
+        &self,
+        stream: &mut PooledStream,
+        to: SocketAddr,
+        peer: &Identity,
+        credentials: &Credentials,
+    ) -> Result<Handshaken, DialError> {
+        let failed = |error: HandshakeError| DialError::Handshake { to, error };
+        let name = self.accepted.proxy.domain.server_name(peer);
+        let name = ServerName::try_from(name).map_err(|_| {
+            let reason = format!("{peer} makes no DNS name");
+            failed(rustls::Error::General(reason).into())
+        })?;
+        let connection = UnbufferedClientConnection::new(credentials.client.clone(), name)
+            .map_err(|error| failed(error.into()))?;
+        let session = Box::new(Session::client(connection));
+        let done = tls::handshake(session, stream.tcp_mut(), Vec::new()).await;
+        done.map_err(failed)
+    }
+
+    /// Exactly who was dialled. A resumed session did not ask the verifier, so it is asked here.
+    fn check(
+        &self,
+        to: SocketAddr,
+        expected: &Identity,
+        done: Handshaken,
+    ) -> Result<Handshaken, DialError> {
+        let got = tls::peer(&done.session, &self.accepted.proxy.domain)
+            .map_err(|error| DialError::Peer { to, error })?;
+        if got != *expected {
+            let (got, expected) = (Box::new(got), Box::new(expected.clone()));
+            let error = PeerError::Other { got, expected };
+            return Err(DialError::Peer { to, error });
+        }
+        if done.session.alpn() != Some(ALPN_TCP) {
+            return Err(DialError::Protocol { to });
+        }
+        Ok(done)
+    }
+
+    async fn connect(&self, to: SocketAddr, defer: bool) -> Result<PooledStream, DialError> {
+        self.accepted.check_loop(to).map_err(DialError::Loop)?;
+        let limit = self.accepted.proxy.config.outbound_connect_timeout;
+        let sockets = &self.accepted.pod.sockets;
+        let stream = sockets.dial(to, self.source(to), limit, defer).await;
+        stream.map_err(|error| DialError::Connect { to, error })
+    }
+
+    /// The address that the application chose, where there is a choice: with one address per family
+    /// the kernel finds it.
+    fn source(&self, to: SocketAddr) -> Option<IpAddr> {
+        let source = self.accepted.source.ip();
+        let same = |ip: &&IpAddr| ip.is_ipv4() == to.is_ipv4();
+        let choice = self.own.iter().filter(same).count() > 1;
+        let fits = source.is_ipv4() == to.is_ipv4() && self.is_own(source);
+        (choice && fits).then_some(source)
+    }
+
+    fn is_own(&self, ip: IpAddr) -> bool {
+        self.own.contains(&ip)
+    }
+}
+
+// === impl DialError ===
+
+impl DialError {
+    /// Whether another endpoint would fare no better.
+    pub(super) fn is_final(&self) -> bool {
+        self.is_not_tls() || matches!(self, Self::NoCertificate(_) | Self::Loop(_))
+    }
+
+    /// What it counts as.
+    pub(super) fn fault(&self) -> Fault {
+        match self {
+            _ if self.is_not_tls() => Fault::NotTls,
+            Self::Connect { .. } => Fault::Io,
+            Self::Handshake { .. } | Self::Slow { .. } => Fault::Tls,
+            Self::Peer { .. } => Fault::PeerIdentity,
+            Self::Protocol { .. } => Fault::NoApplicationProtocol,
+            Self::NoCertificate(_) => Fault::NoCertificate,
+            Self::Loop(refused) => refused.fault,
+        }
+    }
+
+    fn is_not_tls(&self) -> bool {
+        matches!(
+            self,
+            Self::Handshake {
+                error: HandshakeError::NotTls { .. },
+                ..
+            }
+        )
+    }
+}

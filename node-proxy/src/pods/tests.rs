@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use super::*;
+use crate::fixture::{Fixture, announced, eventually, key, known, workload};
+
+fn requires_identity(pods: &Pods) -> bool {
+    let registry = pods.lock();
+    let policy = registry.entries.get(&key()).map(|entry| entry.pod.policy());
+    policy.is_some_and(|policy| policy.borrow().requires_identity())
+}
+
+fn pod(pods: &Pods) -> Arc<Pod> {
+    let pod = pods
+        .lock()
+        .entries
+        .get(&key())
+        .map(|entry| entry.pod.clone());
+    pod.unwrap_or_else(|| panic!("there is no pod"))
+}
+
+#[tokio::test]
+async fn an_unknown_policy_is_strict_but_for_a_live_pod_that_nobody_knows() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    fixture.pods.add(announced()?)?;
+    assert!(requires_identity(&fixture.pods));
+    fixture
+        .pods
+        .set_policy(&key().uid, InboundPolicy::permissive());
+    assert!(!requires_identity(&fixture.pods));
+    fixture.pods.remove(&key());
+    fixture.pods.add(Announced {
+        live: true,
+        ..announced()?
+    })?;
+    fixture.pods.set_policy(&key().uid, InboundPolicy::strict());
+    assert!(!requires_identity(&fixture.pods));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_live_pod_that_an_earlier_proxy_reported_stays_strict() -> anyhow::Result<()> {
+    let mut known = known();
+    known.policies.insert(key().uid, InboundPolicy::strict());
+    let fixture = Fixture::with(known).await?;
+    fixture.pods.add(Announced {
+        live: true,
+        ..announced()?
+    })?;
+    assert!(requires_identity(&fixture.pods));
+    Ok(())
+}
+
+#[tokio::test]
+async fn replaced_listeners_stay_the_pods_own_and_the_same_ones_are_not_served_twice()
+-> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let first = announced()?;
+    let again = first
+        .listeners
+        .iter()
+        .map(|(listener, fd)| Ok((*listener, fd.try_clone()?)));
+    let again = again.collect::<anyhow::Result<Vec<_>>>()?;
+    fixture.pods.add(first)?;
+    let own = pod(&fixture.pods).own_listeners.load_full();
+    assert_eq!(own.len(), 2);
+    fixture.pods.add(Announced {
+        listeners: again,
+        ..announced()?
+    })?;
+    assert_eq!(pod(&fixture.pods).own_listeners.load_full(), own);
+    fixture.pods.add(announced()?)?;
+    let replaced = pod(&fixture.pods).own_listeners.load_full();
+    assert!(replaced.len() == 4 && own.iter().all(|addr| replaced.contains(addr)));
+    let pod = pod(&fixture.pods);
+    assert!(own.iter().all(|addr| pod.is_own_listener(*addr)));
+    assert!(pod.is_own_listener(SocketAddr::from(([127, 0, 0, 9], 1))));
+    assert!(!pod.is_own_listener(SocketAddr::from(([10, 1, 0, 2], 80))));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pod_that_is_gone_leaves_nothing_behind() -> anyhow::Result<()> {
+    let fixture = Fixture::with(known()).await?;
+    fixture.pods.add(announced()?)?;
+    let pod = Arc::downgrade(&pod(&fixture.pods));
+    fixture.pods.remove(&key());
+    eventually("its tasks ended", || pod.strong_count() == 0).await;
+    let (policies, reported) = fixture.pods.save();
+    assert!(policies.is_empty() && reported.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn another_workload_under_the_same_key_is_another_pod() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    fixture.pods.add(announced()?)?;
+    let till = Workload {
+        service_account: "till".to_owned(),
+        ..workload()
+    };
+    fixture.pods.add(Announced {
+        workload: till,
+        ..announced()?
+    })?;
+    assert_eq!(pod(&fixture.pods).identity.service_account, "till");
+    assert_eq!(fixture.pods.count(), 1);
+    Ok(())
+}
