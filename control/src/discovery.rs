@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Destinations and policies, on demand: one stream per node.
+
+mod progress;
+mod stream;
+mod subscriptions;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use culvert_api::grpc::v1::{WatchRequest, WatchResponse, discovery_server};
+use futures_util::{Stream, StreamExt, future, stream::BoxStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use self::progress::Streams;
+use crate::{
+    index::{Index, Refused, Report, View},
+    metrics::Metrics,
+    tokens::Authenticator,
+};
+
+/// How many destinations and policies a node may follow.
+pub const MAX_SUBSCRIPTIONS: usize = 100_000;
+
+/// The discovery service.
+pub struct Discovery {
+    shared: Shared,
+    authenticator: Authenticator,
+}
+
+/// What the discovery service is made of.
+pub struct Parts {
+    /// The index that it serves.
+    pub index: Arc<Mutex<Index>>,
+    /// The newest version whose reports are kept on disk.
+    pub kept: watch::Receiver<u64>,
+    /// Becomes true when control stops.
+    pub stopping: watch::Receiver<bool>,
+    /// Tells nodes by their tokens.
+    pub authenticator: Authenticator,
+    /// Where it counts.
+    pub metrics: Metrics,
+    /// How many destinations and policies a node may follow.
+    pub max_subscriptions: usize,
+}
+
+/// What all streams share.
+#[derive(Clone)]
+struct Shared {
+    index: Arc<Mutex<Index>>,
+    views: watch::Receiver<Arc<View>>,
+    kept: watch::Receiver<u64>,
+    stopping: watch::Receiver<bool>,
+    streams: Streams,
+    metrics: Metrics,
+    max_subscriptions: usize,
+}
+
+// === impl Discovery ===
+
+impl Discovery {
+    /// A service without streams.
+    pub fn new(parts: Parts) -> Self {
+        let views = parts
+            .index
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .view();
+        let shared = Shared {
+            index: parts.index,
+            views,
+            kept: parts.kept,
+            stopping: parts.stopping,
+            streams: Streams::default(),
+            metrics: parts.metrics,
+            max_subscriptions: parts.max_subscriptions,
+        };
+        Self {
+            shared,
+            authenticator: parts.authenticator,
+        }
+    }
+}
+
+impl fmt::Debug for Discovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Discovery").finish_non_exhaustive()
+    }
+}
+
+#[tonic::async_trait]
+impl discovery_server::Discovery for Discovery {
+    type WatchStream = BoxStream<'static, Result<WatchResponse, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = self.authenticator.authenticate(request.metadata())?;
+        let (messages, receiver) = mpsc::channel(stream::QUEUE);
+        let (end, ended) = oneshot::channel();
+        let outbound = stream::Outbound { messages, end };
+        tokio::spawn(stream::serve(
+            self.shared.clone(),
+            caller,
+            request.into_inner(),
+            outbound,
+        ));
+        Ok(Response::new(until(receiver, ended).boxed()))
+    }
+}
+
+/// All messages that were queued, and then why there are no more, if that is an error.
+fn until(
+    messages: mpsc::Receiver<WatchResponse>,
+    ended: oneshot::Receiver<Status>,
+) -> impl Stream<Item = Result<WatchResponse, Status>> + Send {
+    let end = futures_util::stream::once(ended);
+    let end = end.filter_map(|end| future::ready(end.ok().map(Err)));
+    ReceiverStream::new(messages).map(Ok).chain(end)
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn apply(&self, node: &str, report: &Report) -> Result<u64, Refused> {
+        self.index
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .report(node, report)
+    }
+
+    /// Waits until the reports of `version` are on disk.
+    async fn kept(&self, version: u64) {
+        // An error says that control is stopping.
+        let _ = self.kept.clone().wait_for(|kept| *kept >= version).await;
+    }
+}

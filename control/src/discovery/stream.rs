@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One node's stream.
+
+use std::{collections::BTreeMap, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use culvert_api::{
+    grpc::{
+        VERSIONS,
+        v1::{
+            self, WatchRequest, WatchResponse, watch_request::Kind as Request, watch_response::Kind,
+        },
+    },
+    version::Versions,
+    workload::{NetnsCookie, PodUid},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+use tonic::{Status, Streaming};
+
+use super::{Shared, progress::Place, subscriptions::Subscriptions};
+use crate::{
+    index::{Refused, Report, View},
+    metrics::Share,
+    server::until,
+    tokens::Caller,
+};
+
+/// How many messages wait for the node to read them.
+pub(super) const QUEUE: usize = 256;
+
+/// How long the node may leave the queue full.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long the node may take for its first message.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// How many reports may wait at once, for their pods' objects or for other nodes.
+const MAX_REPORTS: usize = 4096;
+
+/// Where a stream's messages go, and at last why it ended.
+pub(super) struct Outbound {
+    pub(super) messages: mpsc::Sender<WatchResponse>,
+    pub(super) end: oneshot::Sender<Status>,
+}
+
+struct Stream {
+    shared: Shared,
+    caller: Caller,
+    view: Arc<View>,
+    views: watch::Receiver<Arc<View>>,
+    subscriptions: Subscriptions,
+    subscribed: Share,
+    /// Reports of pods whose objects are not there yet.
+    early: BTreeMap<PodUid, Report>,
+    reported: (mpsc::Sender<v1::Reported>, mpsc::Receiver<v1::Reported>),
+    place: Place,
+    messages: mpsc::Sender<WatchResponse>,
+    sequence: u64,
+    patience: Duration,
+    over_limit: bool,
+}
+
+/// Serves a stream until it ends.
+pub(super) async fn serve(
+    shared: Shared,
+    caller: Caller,
+    mut inbound: Streaming<WatchRequest>,
+    outbound: Outbound,
+) {
+    let node = caller.node.clone();
+    let served = async {
+        hello(&caller, &mut inbound).await?;
+        let mut share = Share::of(&shared.metrics.streams);
+        share.set(1);
+        tracing::info!(node.name = node, "A node began to watch");
+        let mut stream = Stream::new(shared, caller, outbound.messages);
+        stream.run(inbound).await
+    };
+    match served.await {
+        Ok(()) => tracing::info!(node.name = node, "A node stopped watching"),
+        Err(status) => {
+            tracing::warn!(node.name = node, error = %status, "A node's stream ended");
+            // The node may be gone already.
+            let _ = outbound.end.send(status);
+        }
+    }
+}
+
+async fn hello(caller: &Caller, inbound: &mut Streaming<WatchRequest>) -> Result<(), Status> {
+    let first = timeout(HELLO, inbound.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("no Hello in 10 s"))??;
+    let Some(Request::Hello(hello)) = first.and_then(|first| first.kind) else {
+        return Err(Status::invalid_argument("the first message is not Hello"));
+    };
+    VERSIONS
+        .agree(Versions::from(&hello))
+        .map_err(|error| Status::failed_precondition(error.to_string()))?;
+    if hello.node == caller.node {
+        return Ok(());
+    }
+    tracing::warn!(
+        node.name = caller.node,
+        hello.node,
+        "A node claimed to be another"
+    );
+    Err(Status::permission_denied("the token is another node's"))
+}
+
+// === impl Stream ===
+
+impl Stream {
+    fn new(shared: Shared, caller: Caller, messages: mpsc::Sender<WatchResponse>) -> Self {
+        let mut views = shared.views.clone();
+        let view = Arc::clone(&views.borrow_and_update());
+        let place = shared.streams.enter(&caller.node, view.version);
+        Self {
+            subscribed: Share::of(&shared.metrics.subscriptions),
+            shared,
+            caller,
+            view,
+            views,
+            subscriptions: Subscriptions::default(),
+            early: BTreeMap::new(),
+            reported: mpsc::channel(MAX_REPORTS),
+            place,
+            messages,
+            sequence: 0,
+            patience: PATIENCE,
+            over_limit: false,
+        }
+    }
+
+    async fn run(&mut self, mut inbound: Streaming<WatchRequest>) -> Result<(), Status> {
+        self.send(Kind::Hello(VERSIONS.into())).await?;
+        let mut stopping = pin!(until(self.shared.stopping.clone()));
+        let cut = Arc::clone(&self.place.cut);
+        loop {
+            tokio::select! {
+                message = inbound.message() => match message? {
+                    Some(message) => self.received(message).await?,
+                    None => return Ok(()),
+                },
+                Ok(()) = self.views.changed() => self.catch_up().await?,
+                Some(reported) = self.reported.1.recv() => {
+                    self.send(Kind::Reported(reported)).await?;
+                }
+                () = self.caller.revoked() => {
+                    return Err(Status::unauthenticated("the token is no longer valid"));
+                }
+                () = cut.notified() => {
+                    return Err(Status::aborted("newer streams of this node took its place"));
+                }
+                () = &mut stopping => {
+                    return Err(Status::unavailable("control is stopping"));
+                }
+            }
+        }
+    }
+
+    async fn received(&mut self, message: WatchRequest) -> Result<(), Status> {
+        match message.kind {
+            Some(Request::Hello(_)) => Err(Status::invalid_argument("a second Hello")),
+            Some(Request::Subscribe(v1::Subscribe { destination })) => {
+                self.subscribe(address(destination.as_ref())?).await
+            }
+            Some(Request::Unsubscribe(v1::Unsubscribe { destination })) => {
+                self.subscriptions
+                    .unsubscribe(address(destination.as_ref())?);
+                self.subscribed.set(self.subscriptions.len());
+                Ok(())
+            }
+            Some(Request::SubscribePolicy(v1::SubscribePolicy { pod_uid })) => {
+                self.subscribe_policy(PodUid(pod_uid)).await
+            }
+            Some(Request::UnsubscribePolicy(v1::UnsubscribePolicy { pod_uid })) => {
+                self.subscriptions.unsubscribe_policy(&PodUid(pod_uid));
+                self.subscribed.set(self.subscriptions.len());
+                Ok(())
+            }
+            Some(Request::Report(report)) => self.report(from_wire(report)),
+            Some(Request::Ack(v1::Ack { sequence })) => {
+                self.place.acknowledged(sequence);
+                Ok(())
+            }
+            None => {
+                tracing::debug!("A node of a later release said what this one does not know");
+                Ok(())
+            }
+        }
+    }
+
+    async fn subscribe(&mut self, address: SocketAddr) -> Result<(), Status> {
+        if self.is_full() {
+            return Ok(());
+        }
+        let message = self.subscriptions.subscribe(address, &self.view);
+        self.subscribed.set(self.subscriptions.len());
+        self.send(message).await
+    }
+
+    async fn subscribe_policy(&mut self, uid: PodUid) -> Result<(), Status> {
+        if self.is_full() {
+            return Ok(());
+        }
+        if let Some(pod) = self
+            .view
+            .pod(&uid)
+            .filter(|pod| pod.peer.node != self.caller.node)
+        {
+            tracing::warn!(
+                node.name = self.caller.node, pod.uid = %uid, pod.node = pod.peer.node,
+                "A node asked for the policy of another node's pod; it gets no answer"
+            );
+        }
+        let message = self
+            .subscriptions
+            .subscribe_policy(uid, &self.caller.node, &self.view);
+        self.subscribed.set(self.subscriptions.len());
+        match message {
+            Some(message) => self.send(message).await,
+            None => Ok(()),
+        }
+    }
+
+    fn is_full(&mut self) -> bool {
+        let full = self.subscriptions.len() >= self.shared.max_subscriptions;
+        if full {
+            self.shared.metrics.subscriptions_refused.inc();
+        }
+        if full && !self.over_limit {
+            tracing::warn!(
+                node.name = self.caller.node,
+                limit = self.shared.max_subscriptions,
+                "A node has all the subscriptions that it may have; further ones get no answer"
+            );
+        }
+        self.over_limit = full;
+        full
+    }
+
+    /// Applies a report, and answers it when the other nodes know it.
+    fn report(&mut self, report: Report) -> Result<(), Status> {
+        let applied = self.shared.apply(&self.caller.node, &report);
+        self.shared.metrics.reported(&applied);
+        match applied {
+            Ok(version) => {
+                self.early.remove(&report.uid);
+                self.answer(report, version)
+            }
+            Err(Refused::UnknownPod { .. }) => self.keep(report),
+            Err(error @ Refused::OtherNode { .. }) => {
+                tracing::warn!(node.name = self.caller.node, %error, "Refused a report");
+                Ok(())
+            }
+            Err(Refused::Stale(error)) => {
+                tracing::warn!(pod.uid = %report.uid, %error, "Ignored an old report");
+                Ok(())
+            }
+        }
+    }
+
+    /// The pod's object may come later than its report.
+    fn keep(&mut self, report: Report) -> Result<(), Status> {
+        let full = self.early.len() >= MAX_REPORTS;
+        if full && !self.early.contains_key(&report.uid) {
+            return Err(Status::resource_exhausted(
+                "too many reports of unknown pods",
+            ));
+        }
+        tracing::info!(pod.uid = %report.uid, "A report waits for its pod's object");
+        self.early.insert(report.uid.clone(), report);
+        Ok(())
+    }
+
+    fn answer(&self, report: Report, version: u64) -> Result<(), Status> {
+        // Reserved now, so that answers that nobody reads yet are bounded.
+        let sender = self.reported.0.clone();
+        let permit = sender.try_reserve_owned();
+        let permit = permit.map_err(|_| Status::resource_exhausted("too many open reports"))?;
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            let (laggards, ()) = tokio::join!(shared.streams.known(version), shared.kept(version));
+            if laggards > 0 {
+                tracing::warn!(pod.uid = %report.uid, laggards, "Nodes did not acknowledge a report");
+            }
+            permit.send(v1::Reported {
+                pod_uid: report.uid.0,
+                netns_cookie: report.cookie.0,
+                generation: report.generation,
+            });
+        });
+        Ok(())
+    }
+
+    async fn catch_up(&mut self) -> Result<(), Status> {
+        self.view = Arc::clone(&self.views.borrow_and_update());
+        let messages = self.subscriptions.catch_up(&self.caller.node, &self.view);
+        let told = !messages.is_empty();
+        for message in messages {
+            self.send(message).await?;
+        }
+        self.place
+            .told(self.view.version, told.then_some(self.sequence));
+        let (ready, early) = std::mem::take(&mut self.early)
+            .into_iter()
+            .partition(|(uid, _)| self.view.pod(uid).is_some());
+        self.early = early;
+        let ready: BTreeMap<_, _> = ready;
+        ready
+            .into_values()
+            .try_for_each(|report| self.report(report))
+    }
+
+    async fn send(&mut self, kind: Kind) -> Result<(), Status> {
+        self.shared.metrics.sent(&kind);
+        self.sequence += 1;
+        let message = WatchResponse {
+            sequence: self.sequence,
+            kind: Some(kind),
+        };
+        match timeout(self.patience, self.messages.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Status::cancelled("the node is gone")),
+            Err(_) => Err(Status::resource_exhausted("the node did not read for 20 s")),
+        }
+    }
+}
+
+fn address(address: Option<&v1::Address>) -> Result<SocketAddr, Status> {
+    let address = address.ok_or_else(|| Status::invalid_argument("no address"))?;
+    let address = SocketAddr::try_from(address);
+    let address = address.map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+fn from_wire(report: v1::Report) -> Report {
+    Report {
+        uid: PodUid(report.pod_uid),
+        cookie: NetnsCookie(report.netns_cookie),
+        generation: report.generation,
+        steered: report.steered,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The synchronous index: objects and reports in, a watch channel with a [`View`] out.
+//!
+//! Every change makes a new, immutable view, which shares with the one before what did not change.
+//! Whoever follows it compares what it last told with the newest view, so that changes coalesce
+//! and nothing queues up.
+
+mod addresses;
+mod build;
+mod policy;
+mod reports;
+mod view;
+
+use std::sync::Arc;
+
+use culvert_api::workload::PodUid;
+use culvert_manifests::Objects;
+use tokio::sync::watch;
+
+pub use self::{
+    reports::{Known, Report, Reports, Stale},
+    view::{Destination, Peer, Pod, Service, View},
+};
+
+/// What the control plane knows.
+#[derive(Debug)]
+pub struct Index {
+    objects: Arc<Objects>,
+    reports: watch::Sender<Arc<Reports>>,
+    view: watch::Sender<Arc<View>>,
+}
+
+/// A report is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The pod is not there, or not yet: its report may be ahead of its object.
+    #[error("no pod has the uid {uid}")]
+    UnknownPod {
+        /// The uid of the report.
+        uid: PodUid,
+    },
+    /// The caller speaks for another node's pod.
+    #[error("pod {namespace}/{name} is scheduled on node {node:?}, not on {caller:?}")]
+    OtherNode {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        name: String,
+        /// The pod's node.
+        node: String,
+        /// The node that reported.
+        caller: String,
+    },
+    /// A newer report is known.
+    #[error(transparent)]
+    Stale(#[from] Stale),
+}
+
+// === impl Index ===
+
+impl Index {
+    /// An index without objects, with the reports of an earlier run.
+    pub fn new(reports: Reports) -> Self {
+        Self {
+            objects: Arc::default(),
+            reports: watch::Sender::new(Arc::new(reports)),
+            view: watch::Sender::default(),
+        }
+    }
+
+    /// Replaces all objects.
+    pub fn reset(&mut self, objects: Arc<Objects>) {
+        self.objects = objects;
+        self.reports.send_if_modified(|reports| {
+            let followed = reports.followed(&self.objects);
+            followed
+                .map(|followed| *reports = Arc::new(followed))
+                .is_some()
+        });
+        self.rebuild();
+    }
+
+    /// Applies what `node` reports of one of its pods. Answers the version of the view that has
+    /// it: the present one, if it was known already or the pod is gone.
+    pub fn report(&mut self, node: &str, report: &Report) -> Result<u64, Refused> {
+        let next = self.view.borrow().version + 1;
+        let known = match self.pod_of(node, &report.uid) {
+            Ok(pod) => self.reports.borrow().apply(report, &pod, next)?,
+            // Objects go before their pods do.
+            Err(Refused::UnknownPod { .. }) if !report.steered => {
+                self.keep(&report.uid, self.reports.borrow().withdrawn(report, node));
+                return Ok(self.view.borrow().version);
+            }
+            Err(refused) => return Err(refused),
+        };
+        self.keep(&report.uid, known);
+        let version = self.reports.borrow().version_of(&report.uid);
+        Ok(version.min(self.view.borrow().version))
+    }
+
+    fn keep(&self, uid: &PodUid, known: Option<Known>) {
+        let Some(known) = known else { return };
+        self.reports.send_modify(|reports| {
+            Arc::make_mut(reports).insert(uid.clone(), known);
+        });
+        self.rebuild();
+    }
+
+    /// The newest view.
+    pub fn view(&self) -> watch::Receiver<Arc<View>> {
+        self.view.subscribe()
+    }
+
+    /// All reports, to be kept for the next run.
+    pub fn reports(&self) -> watch::Receiver<Arc<Reports>> {
+        self.reports.subscribe()
+    }
+
+    fn pod_of(&self, node: &str, uid: &PodUid) -> Result<Arc<Pod>, Refused> {
+        let view = self.view.borrow();
+        let unknown = || Refused::UnknownPod { uid: uid.clone() };
+        let pod = view.pod(uid).ok_or_else(unknown)?;
+        if pod.peer.node == node {
+            return Ok(Arc::clone(pod));
+        }
+        Err(Refused::OtherNode {
+            namespace: pod.peer.workload.namespace.clone(),
+            name: pod.peer.workload.name.clone(),
+            node: pod.peer.node.clone(),
+            caller: node.to_owned(),
+        })
+    }
+
+    fn rebuild(&self) {
+        self.view.send_if_modified(|view| {
+            let next = build::view(&self.objects, &self.reports.borrow(), view);
+            let modified = next.differs(view);
+            if modified {
+                *view = Arc::new(next);
+            }
+            modified
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

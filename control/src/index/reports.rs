@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the nodes reported of their pods. It outlives the node's stream and, kept on disk,
+//! control: a peer that was told that a pod is meshed must never be told otherwise by a restart.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use culvert_api::workload::{Addresses, NetnsCookie, PodUid};
+use culvert_manifests::Objects;
+use serde::{Deserialize, Serialize};
+
+use super::{addresses, view::Pod};
+
+/// How many reports of pods that are gone are kept. A uid is never used again, so that one of them
+/// says nothing wrong; but a pod whose file is replaced may be gone for a moment.
+const MAX_ABSENT: usize = 4096;
+
+/// A node says whether one of its pods is steered and answers mutual TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The pod.
+    pub uid: PodUid,
+    /// The network namespace that it is steered in.
+    pub cookie: NetnsCookie,
+    /// Grows with each report of this pod.
+    pub generation: u64,
+    /// Steered, or no longer.
+    pub steered: bool,
+}
+
+/// A newer report is known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("got generation {got}, but generation {known} is known")]
+pub struct Stale {
+    /// The generation of the report.
+    pub got: u64,
+    /// The newest generation of the pod and its network namespace.
+    pub known: u64,
+}
+
+/// The last report of each pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Reports {
+    pods: BTreeMap<PodUid, Known>,
+}
+
+/// The last report of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    node: String,
+    cookie: NetnsCookie,
+    generation: u64,
+    steered: bool,
+    /// The pod's addresses, as far as they were known.
+    addresses: Addresses,
+    /// They may change once: the report of a new network namespace is ahead of its addresses.
+    moving: bool,
+    /// The version of the view that had it first, of this run.
+    #[serde(skip)]
+    version: u64,
+}
+
+// === impl Reports ===
+
+impl Reports {
+    /// The newest version of a view that a report made.
+    pub(crate) fn newest(&self) -> u64 {
+        self.pods
+            .values()
+            .map(|known| known.version)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Whether the pod's own node last said that it is steered.
+    pub(super) fn meshed(&self, uid: &PodUid) -> bool {
+        self.pods.get(uid).is_some_and(|known| known.steered)
+    }
+
+    pub(super) fn version_of(&self, uid: &PodUid) -> u64 {
+        self.pods.get(uid).map_or(0, |known| known.version)
+    }
+
+    pub(super) fn insert(&mut self, uid: PodUid, known: Known) {
+        self.pods.insert(uid, known);
+    }
+
+    /// What is known after a report of `pod`, or nothing new.
+    pub(super) fn apply(
+        &self,
+        report: &Report,
+        pod: &Pod,
+        version: u64,
+    ) -> Result<Option<Known>, Stale> {
+        let known = self.pods.get(&report.uid);
+        let same = known.filter(|known| known.cookie == report.cookie);
+        if let Some(known) = same.filter(|known| known.generation > report.generation) {
+            return Err(Stale {
+                got: report.generation,
+                known: known.generation,
+            });
+        }
+        let elsewhere = known.is_some() && same.is_none();
+        if elsewhere && !report.steered || same.is_some_and(|known| known.says(report)) {
+            return Ok(None);
+        }
+        let early = pod.addresses.is_empty() || elsewhere;
+        Ok(Some(Known {
+            node: pod.peer.node.clone(),
+            cookie: report.cookie,
+            generation: report.generation,
+            steered: report.steered,
+            addresses: pod.addresses.clone(),
+            moving: early || same.is_some_and(|known| known.moving),
+            version,
+        }))
+    }
+
+    /// What is known after the withdrawal of a pod whose object is gone, or nothing new.
+    pub(super) fn withdrawn(&self, report: &Report, node: &str) -> Option<Known> {
+        let known = self.pods.get(&report.uid)?;
+        let same = known.cookie == report.cookie && known.node == node;
+        let newer = known.generation < report.generation;
+        (same && newer).then(|| Known {
+            generation: report.generation,
+            steered: false,
+            ..known.clone()
+        })
+    }
+
+    /// What holds with new objects, if that is anything else: a pod that is at another address
+    /// than the one that it was reported at is not the one that was reported.
+    pub(super) fn followed(&self, objects: &Objects) -> Option<Self> {
+        let mut next = self.clone();
+        let mut absent: BTreeSet<_> = self.pods.keys().cloned().collect();
+        for pod in objects.pods.values() {
+            let Some(uid) = pod.metadata.uid.clone().map(PodUid) else {
+                continue;
+            };
+            next.follow(&uid, addresses::of_pod(pod.status.as_ref()));
+            absent.remove(&uid);
+        }
+        for uid in absent.iter().skip(MAX_ABSENT) {
+            next.pods.remove(uid);
+        }
+        (next != *self).then_some(next)
+    }
+
+    fn follow(&mut self, uid: &PodUid, addresses: Addresses) {
+        let Some(known) = self.pods.get_mut(uid) else {
+            return;
+        };
+        if addresses.is_empty() || known.addresses == addresses {
+            return;
+        }
+        if known.moving || is_same_pod(&known.addresses, &addresses) {
+            known.addresses = addresses;
+            known.moving = false;
+        } else {
+            self.pods.remove(uid);
+        }
+    }
+}
+
+/// An address came or went, but one stayed.
+fn is_same_pod(old: &[IpAddr], new: &[IpAddr]) -> bool {
+    old.iter().any(|address| new.contains(address))
+}
+
+// === impl Known ===
+
+impl Known {
+    fn says(&self, report: &Report) -> bool {
+        self.generation == report.generation && self.steered == report.steered
+    }
+}

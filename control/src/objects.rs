@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Brings the manifests into the index, and what is wrong with them into the log.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use culvert_manifests::{Objects, Problem, Source};
+use culvert_runtime::readiness::Readiness;
+use tokio::{sync::watch, task::spawn_blocking};
+
+use crate::{
+    index::{Index, View},
+    metrics::Metrics,
+};
+
+/// What `/ready` calls the first reading of the manifests.
+pub(crate) const PENDING: &str = "manifests";
+
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Follows the manifests into the index; says `done` after the first reading.
+pub(crate) struct Follower {
+    pub(crate) dir: PathBuf,
+    pub(crate) index: Arc<Mutex<Index>>,
+    pub(crate) readiness: Readiness,
+    pub(crate) loaded: watch::Sender<bool>,
+    pub(crate) metrics: Metrics,
+}
+
+// === impl Follower ===
+
+impl Follower {
+    pub(crate) async fn run(self) {
+        let source = open(&self.dir).await;
+        let mut objects = source.objects();
+        let mut problems = source.problems();
+        let mut views = self
+            .index
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .view();
+        let (mut known, mut refused) = (Arc::new(Vec::new()), BTreeSet::new());
+        self.reset(&mut objects);
+        tracing::info!(manifests.dir = %self.dir.display(), "Read the manifests for the first time");
+        self.readiness.done(PENDING);
+        self.loaded.send_replace(true);
+        problems.mark_changed();
+        views.mark_changed();
+        loop {
+            tokio::select! {
+                changed = objects.changed() => match changed {
+                    Ok(()) => self.reset(&mut objects),
+                    Err(_) => return,
+                },
+                Ok(()) = problems.changed() => {
+                    known = self.note_problems(&known, &problems.borrow_and_update());
+                }
+                Ok(()) = views.changed() => {
+                    refused = self.note_refusals(&refused, &views.borrow_and_update());
+                }
+            }
+        }
+    }
+
+    fn reset(&self, objects: &mut watch::Receiver<Arc<Objects>>) {
+        let objects = Arc::clone(&objects.borrow_and_update());
+        tracing::debug!(
+            pods = objects.pods.len(),
+            services = objects.services.len(),
+            namespaces = objects.namespaces.len(),
+            "Read the manifests"
+        );
+        self.index
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .reset(objects);
+    }
+
+    fn note_problems(&self, known: &[Problem], now: &Arc<Vec<Problem>>) -> Arc<Vec<Problem>> {
+        self.metrics.manifest_problems.set(count(now.len()));
+        for problem in now.iter().filter(|problem| !known.contains(problem)) {
+            tracing::error!(%problem, "Refused a manifest; what it last said while it was good stays");
+        }
+        for problem in known.iter().filter(|problem| !now.contains(problem)) {
+            tracing::info!(file.path = %problem.file.display(), "A problem of a manifest is solved");
+        }
+        Arc::clone(now)
+    }
+
+    fn note_refusals(&self, known: &BTreeSet<String>, view: &View) -> BTreeSet<String> {
+        self.metrics.refusals.set(count(view.refusals.len()));
+        for refusal in view.refusals.difference(known) {
+            tracing::error!(refusal, "Refused what an object asks for");
+        }
+        view.refusals.clone()
+    }
+}
+
+fn count(length: usize) -> i64 {
+    i64::try_from(length).unwrap_or(i64::MAX)
+}
+
+/// Waits for the directory to be there.
+async fn open(dir: &Path) -> Source {
+    let mut last = None;
+    loop {
+        let path = dir.to_owned();
+        let opened = spawn_blocking(move || Source::watch(path)).await;
+        let error = match opened.map_err(std::io::Error::other).flatten() {
+            Ok(source) => return source,
+            Err(error) => error.to_string(),
+        };
+        if last.as_ref() != Some(&error) {
+            tracing::warn!(manifests.dir = %dir.display(), error, "Waiting for the manifests");
+            last = Some(error);
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
