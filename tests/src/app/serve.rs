@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Servers that each do one thing to every connection, a thread for each.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    str::FromStr,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use clap::{Args, ValueEnum};
+use socket2::SockRef;
+
+use super::report::{self, Closed, Whoami};
+
+/// A thousand of them must fit.
+const STACK: usize = 128 << 10;
+const CHUNK: usize = 16 << 10;
+/// Longer than any time-out of a proxy that waits for the first byte.
+const LATE: Duration = Duration::from_millis(400);
+
+/// Serve on ports.
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// `[ADDR:]PORT=BEHAVIOUR`, as often as wanted.
+    #[arg(long, required = true)]
+    pub listen: Vec<Listen>,
+    /// Print how each connection ended.
+    #[arg(long)]
+    pub log: bool,
+}
+
+/// An address and what is done to its connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Listen {
+    addr: SocketAddr,
+    behaviour: Behaviour,
+}
+
+/// What a server does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Behaviour {
+    /// Sends back what comes.
+    Echo,
+    /// Says the connection's addresses first, then echoes.
+    Whoami,
+    /// Says `220 ready` first, then echoes.
+    Greet,
+    /// Says `220 ready` after 400 ms, then echoes.
+    Late,
+    /// Reads to the end, then says how many bytes there were.
+    Count,
+    /// Answers the first byte with RST.
+    Reset,
+    /// Answers the first byte with FIN, and reads on.
+    Close,
+}
+
+// === impl Listen ===
+
+impl FromStr for Listen {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (addr, behaviour) = text
+            .split_once('=')
+            .context("expected [ADDR:]PORT=BEHAVIOUR")?;
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Ok(Self {
+            addr: addr.parse().or_else(|_| addr.parse().map(any))?,
+            behaviour: Behaviour::from_str(behaviour, false).map_err(anyhow::Error::msg)?,
+        })
+    }
+}
+
+/// Serves until it is killed.
+pub fn run(serve: &Serve) -> anyhow::Result<()> {
+    let log = serve.log;
+    let mut threads = Vec::new();
+    for listen in serve.listen.clone() {
+        let listener = listener(listen.addr).with_context(|| format!("bind {}", listen.addr))?;
+        threads.push(thread::spawn(move || accept(&listener, listen, log)));
+    }
+    for thread in threads {
+        let ended = thread.join();
+        ensure!(ended.is_ok_and(|ended| ended.is_ok()), "a listener ended");
+    }
+    Ok(())
+}
+
+/// With a backlog for a thousand clients at once, where std's is 128.
+fn listener(addr: SocketAddr) -> io::Result<TcpListener> {
+    let domain = socket2::Domain::for_address(addr);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}
+
+fn accept(listener: &TcpListener, listen: Listen, log: bool) -> io::Result<()> {
+    loop {
+        let (stream, peer) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.raw_os_error() == Some(nix::libc::ECONNABORTED) => continue,
+            Err(error) => return Err(error),
+        };
+        let serve = move || {
+            let (end, bytes) = serve_one(stream, listen.behaviour);
+            let port = listen.addr.port();
+            let closed = Closed {
+                port,
+                peer,
+                end,
+                bytes,
+            };
+            if log && report::say(&closed).is_err() {
+                eprintln!("could not print {closed:?}");
+            }
+        };
+        thread::Builder::new().stack_size(STACK).spawn(serve)?;
+    }
+}
+
+fn serve_one(mut stream: TcpStream, behaviour: Behaviour) -> (String, u64) {
+    let mut bytes = 0;
+    let end = match behave(&mut stream, behaviour, &mut bytes) {
+        Ok(()) => "fin".to_owned(),
+        Err(error) => report::name(&error),
+    };
+    (end, bytes)
+}
+
+fn behave(stream: &mut TcpStream, behaviour: Behaviour, bytes: &mut u64) -> io::Result<()> {
+    match behaviour {
+        Behaviour::Echo => {}
+        Behaviour::Whoami => writeln!(stream, "{}", whoami(stream)?)?,
+        Behaviour::Greet => stream.write_all(b"220 ready\n")?,
+        Behaviour::Late => {
+            thread::sleep(LATE);
+            stream.write_all(b"220 ready\n")?;
+        }
+        Behaviour::Count => {
+            read_all(stream, bytes)?;
+            return writeln!(stream, "{bytes}");
+        }
+        Behaviour::Reset => {
+            *bytes += read_some(stream)?;
+            return SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
+        }
+        Behaviour::Close => {
+            *bytes += read_some(stream)?;
+            stream.shutdown(Shutdown::Write)?;
+            return read_all(stream, bytes);
+        }
+    }
+    echo(stream, bytes)
+}
+
+fn whoami(stream: &TcpStream) -> io::Result<String> {
+    let whoami = Whoami {
+        local: stream.local_addr()?,
+        peer: stream.peer_addr()?,
+    };
+    Ok(serde_json::to_string(&whoami)?)
+}
+
+fn echo(stream: &mut TcpStream, bytes: &mut u64) -> io::Result<()> {
+    let mut chunk = [0; CHUNK];
+    loop {
+        match stream.read(&mut chunk)? {
+            0 => return Ok(()),
+            n => {
+                *bytes += n as u64;
+                stream.write_all(&chunk[..n])?;
+            }
+        }
+    }
+}
+
+fn read_some(stream: &mut TcpStream) -> io::Result<u64> {
+    let mut reader = BufReader::with_capacity(CHUNK, stream);
+    Ok(reader.fill_buf()?.len() as u64)
+}
+
+fn read_all(stream: &mut TcpStream, bytes: &mut u64) -> io::Result<()> {
+    let mut chunk = [0; CHUNK];
+    loop {
+        match stream.read(&mut chunk)? {
+            0 => return Ok(()),
+            n => *bytes += n as u64,
+        }
+    }
+}

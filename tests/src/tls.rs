@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+//! TLS peers that are not Culvert: certificates of any authority and identity, clients that say
+//! what they want, and a server that pretends to be another pod.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use culvert_api::identity::IdentityDomain;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, Issuer, KeyPair, SanType};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, ServerConnection,
+    SignatureScheme, Stream,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+};
+
+use crate::{manifests::NAMESPACE, netns::Netns, sandbox::Sandbox};
+
+/// The ALPN name of a raw stream between two proxies.
+pub const CULVERT_TCP: &[u8] = b"culvert/tcp";
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A certificate authority.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    chain: Vec<CertificateDer<'static>>,
+}
+
+/// A certificate with its chain and key.
+#[derive(Debug)]
+pub struct Credentials {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// What a client says.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    /// The SNI.
+    pub server_name: String,
+    /// The ALPN names.
+    pub alpn: Vec<Vec<u8>>,
+    /// What is sent after the handshake.
+    pub payload: Vec<u8>,
+}
+
+/// How a client's connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// These bytes came back through TLS.
+    Answered(Vec<u8>),
+    /// The server sent an alert, or the connection ended before anything came back.
+    Refused(String),
+}
+
+/// What a pretender of a server got to see.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overheard {
+    /// Whether a handshake was completed.
+    pub handshake: bool,
+    /// The application's bytes.
+    pub plaintext: Vec<u8>,
+    /// The first bytes on the wire.
+    pub first: Vec<u8>,
+}
+
+/// The identities of a sandbox.
+pub fn domain() -> IdentityDomain {
+    IdentityDomain {
+        trust_domain: "cluster.local".to_owned(),
+        control_namespace: "culvert".to_owned(),
+    }
+}
+
+/// The name that the proxy of a pod's ServiceAccount answers to.
+pub fn server_name(account: &str) -> String {
+    domain().server_name(&domain().identity(NAMESPACE, account))
+}
+
+// === impl Authority ===
+
+impl Authority {
+    /// One that nobody trusts.
+    pub fn unknown() -> anyhow::Result<Self> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate()?;
+        let issuer = CertifiedIssuer::self_signed(params, key)?;
+        let chain = vec![issuer.der().clone()];
+        let key = KeyPair::try_from(issuer.key().serialized_der())?;
+        let issuer = Issuer::from_ca_cert_der(&chain[0], key)?;
+        Ok(Self { issuer, chain })
+    }
+
+    /// The sandbox's own, whose key only control should have.
+    pub fn of_sandbox(sandbox: &Sandbox) -> anyhow::Result<Self> {
+        let dir = sandbox.root().join("control");
+        Self::of_files(&dir.join("issuer.crt"), &dir.join("issuer.key"))
+    }
+
+    fn of_files(certificate: &Path, key: &Path) -> anyhow::Result<Self> {
+        let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
+        let pem = read(certificate)?;
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>()?;
+        let key = KeyPair::from_pem(&String::from_utf8(read(key)?)?)?;
+        let first = chain.first().context("no certificate in issuer.crt")?;
+        let issuer = Issuer::from_ca_cert_der(first, key)?;
+        Ok(Self { issuer, chain })
+    }
+
+    /// Signs for a ServiceAccount.
+    pub fn sign(&self, account: &str) -> anyhow::Result<Credentials> {
+        let identity = domain().identity(NAMESPACE, account);
+        let mut params = CertificateParams::new(vec![domain().server_name(&identity)])?;
+        params
+            .subject_alt_names
+            .push(SanType::URI(identity.to_string().try_into()?));
+        let key = KeyPair::generate()?;
+        let leaf = params.signed_by(&key, &self.issuer)?;
+        let mut chain = vec![leaf.der().clone()];
+        chain.extend(self.chain.iter().cloned());
+        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| anyhow!("{e}"))?;
+        Ok(Credentials { chain, key })
+    }
+}
+
+// === impl Hello ===
+
+impl Hello {
+    /// What the proxy of a client says to a pod of this ServiceAccount.
+    pub fn mesh(account: &str, payload: &[u8]) -> Self {
+        Self {
+            server_name: server_name(account),
+            alpn: vec![CULVERT_TCP.to_vec()],
+            payload: payload.to_vec(),
+        }
+    }
+}
+
+/// Connects from inside a namespace, says hello, and waits for as many bytes as were sent.
+pub fn connect(
+    netns: &Netns,
+    addr: SocketAddr,
+    hello: &Hello,
+    credentials: Option<Credentials>,
+) -> anyhow::Result<Ending> {
+    let (hello, config) = (hello.clone(), client_config(hello, credentials)?);
+    netns.run(move || {
+        let stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        match talk(stream, config, hello) {
+            Ok(answer) => Ok(Ending::Answered(answer)),
+            Err(error) => Ok(Ending::Refused(error.to_string())),
+        }
+    })
+}
+
+fn talk(mut stream: TcpStream, config: Arc<ClientConfig>, hello: Hello) -> io::Result<Vec<u8>> {
+    let name = ServerName::try_from(hello.server_name).map_err(io::Error::other)?;
+    let mut connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
+    let mut tls = Stream::new(&mut connection, &mut stream);
+    tls.write_all(&hello.payload)?;
+    let mut answer = vec![0; hello.payload.len()];
+    tls.read_exact(&mut answer)?;
+    Ok(answer)
+}
+
+/// A client that takes any server, because the servers are what is tested.
+fn client_config(hello: &Hello, own: Option<Credentials>) -> anyhow::Result<Arc<ClientConfig>> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer));
+    let mut config = match own {
+        Some(own) => builder.with_client_auth_cert(own.chain, own.key)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols.clone_from(&hello.alpn);
+    Ok(Arc::new(config))
+}
+
+/// Listens inside a namespace and serves one connection as if it were the proxy of another pod.
+/// Without credentials it is a plaintext server.
+pub fn pretend(
+    netns: &Netns,
+    addr: SocketAddr,
+    credentials: Option<Credentials>,
+) -> anyhow::Result<std::thread::JoinHandle<anyhow::Result<Overheard>>> {
+    let listener = netns.run(move || Ok(TcpListener::bind(addr)?))?;
+    let config = credentials.map(server_config).transpose()?;
+    netns.spawn(move || {
+        let mut stream = accept(&listener)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut first = [0; 64];
+        let n = stream.peek(&mut first)?;
+        let mut overheard = Overheard {
+            first: first[..n].to_vec(),
+            ..Overheard::default()
+        };
+        // However it ends, what was overheard until then counts.
+        let _ = match config {
+            Some(config) => overhear_tls(&mut stream, config, &mut overheard),
+            None => answer_plainly(&mut stream),
+        };
+        Ok(overheard)
+    })
+}
+
+fn accept(listener: &TcpListener) -> anyhow::Result<TcpStream> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    let ready = poll(&mut fds, PollTimeout::try_from(PATIENCE)?)?;
+    anyhow::ensure!(
+        ready > 0,
+        "nobody connected to the pretender in {PATIENCE:?}"
+    );
+    Ok(listener.accept()?.0)
+}
+
+fn answer_plainly(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(b"220 plaintext\n")?;
+    io::copy(stream, &mut io::sink())?;
+    Ok(())
+}
+
+fn overhear_tls(
+    stream: &mut TcpStream,
+    config: Arc<ServerConfig>,
+    overheard: &mut Overheard,
+) -> io::Result<()> {
+    let mut connection = ServerConnection::new(config).map_err(io::Error::other)?;
+    while connection.is_handshaking() {
+        connection.complete_io(stream)?;
+    }
+    overheard.handshake = true;
+    Stream::new(&mut connection, stream).read_to_end(&mut overheard.plaintext)?;
+    Ok(())
+}
+
+fn server_config(own: Credentials) -> anyhow::Result<Arc<ServerConfig>> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(own.chain, own.key)?;
+    config.alpn_protocols = vec![CULVERT_TCP.to_vec()];
+    Ok(Arc::new(config))
+}
+
+#[derive(Debug)]
+struct AnyServer;
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sandboxes come, go, die half way, and leave each other and the machine alone.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use culvert_tests::{
+    manifests::Pod,
+    require,
+    sandbox::{Plan, Sandbox, leftovers},
+    suite::Suite,
+    wait::wait_for,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[test]
+fn lifecycle() -> anyhow::Result<()> {
+    if !require::root()? {
+        return Ok(());
+    }
+    let links = leftovers::links()?;
+    let mut suite = Suite::new(sandbox("life")?);
+    suite.step("up twice changes nothing", up_twice);
+    suite.step("a manifest changes the sandbox live", changed_live);
+    suite.step("a second sandbox is beside the first", two_sandboxes);
+    suite.step("down twice is fine", down_twice);
+    suite.step(
+        "a supervisor that is killed is replaced by up",
+        killed_supervisor,
+    );
+    suite.step(
+        "what a killed supervisor left goes with down",
+        killed_then_down,
+    );
+    suite.step("the machine's own network is left alone", |_| {
+        let now = leftovers::links()?;
+        ensure!(now == links, "links were {links:?} and are {now:?}");
+        Ok(())
+    });
+    suite.finish()
+}
+
+fn sandbox(name: &str) -> anyhow::Result<Sandbox> {
+    let plan = Plan::new(name)?;
+    let app = plan.testapp().to_owned();
+    let pod = |name, node| Pod::serving(name, node, &app, &["7000=echo"]).strict();
+    let sandbox = plan.pod(&pod("a", "n1"))?.pod(&pod("b", "n2"))?.up()?;
+    works(&sandbox)?;
+    Ok(sandbox)
+}
+
+fn works(sandbox: &Sandbox) -> anyhow::Result<()> {
+    for (from, to) in [("a", "b"), ("b", "a")] {
+        let at = wait_for("an address", SOON, || sandbox.at(to, 7000))?;
+        sandbox.answers(from, &at)?;
+        sandbox.connect(from, &at, &["--count", "20"])?.all()?;
+    }
+    Ok(())
+}
+
+fn up(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let dir = sandbox.dir().to_str().context("no UTF-8")?;
+    sandbox.sandbox("up", &["-f", dir, "--nodes", "2"])?.ok()?;
+    Ok(())
+}
+
+fn supervisor(sandbox: &Sandbox) -> anyhow::Result<i32> {
+    let file = sandbox.root().join("supervisor.pid");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    Ok(text.trim().parse()?)
+}
+
+fn up_twice(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let before = (supervisor(sandbox)?, sandbox.ip("a")?);
+    up(sandbox)?;
+    let after = (supervisor(sandbox)?, sandbox.ip("a")?);
+    ensure!(before == after, "{before:?} became {after:?}");
+    works(sandbox)
+}
+
+fn changed_live(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let app = sandbox.testapp().to_owned();
+    sandbox.apply(&Pod::serving("c", "n2", &app, &["7000=echo"]).strict())?;
+    let at = wait_for("the pod c", SOON, || sandbox.at("c", 7000))?;
+    sandbox.answers("a", &at)?;
+    sandbox.delete_pod("c")?;
+    let netns = sandbox.pod("c");
+    wait_for("the pod c to go", SOON, || match netns.path().exists() {
+        true => Err("its namespace is still there"),
+        false => Ok(()),
+    })
+}
+
+/// Both have agents on this kernel, and pods with the same addresses.
+fn two_sandboxes(first: &Sandbox) -> anyhow::Result<()> {
+    let mut second = sandbox("beside")?;
+    works(first)?;
+    works(&second)?;
+    second.down()?;
+    works(first)
+}
+
+fn down_twice(first: &Sandbox) -> anyhow::Result<()> {
+    let mut other = sandbox("twice")?;
+    other.down()?;
+    other.sandbox("down", &[])?.ok()?;
+    works(first)
+}
+
+fn kill_supervisor(sandbox: &Sandbox) -> anyhow::Result<()> {
+    Ok(kill(Pid::from_raw(supervisor(sandbox)?), Signal::SIGKILL)?)
+}
+
+fn killed_supervisor(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let before = supervisor(sandbox)?;
+    kill_supervisor(sandbox)?;
+    up(sandbox)?;
+    ensure!(
+        supervisor(sandbox)? != before,
+        "the supervisor was not replaced"
+    );
+    works(sandbox)
+}
+
+fn killed_then_down(_: &Sandbox) -> anyhow::Result<()> {
+    let mut other = sandbox("killed")?;
+    kill_supervisor(&other)?;
+    other.down()
+}
