@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything runs as root on Linux ≥ 5.17 with cgroup v2. Each target installs what it needs.
+
+BIN := target/release
+PROCESSES := -p culvert -p culvert-agent -p culvert-cni -p culvert-control -p culvert-proxy
+
+.PHONY: help demo test test-unit test-net lint build ebpf ebpf-check bench setup-demo setup-test clean-sandboxes
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## Run the mesh on this machine with a demo application, and show it
+	$(BIN)/culvert sandbox demo
+
+test: test-unit test-net ## Run every test
+
+test-unit: setup-test ## Tests that need no sandbox: pure ones, pipes, the kernel
+	cargo test --release --workspace --exclude culvert-tests
+
+test-net: setup-test build ## Tests of the real binaries in sandboxes of network namespaces
+	cargo test --release -p culvert-tests -- --test-threads=1
+
+lint: ## Formatting and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+build: setup-demo ## Build the five processes in release
+	cargo build --release $(PROCESSES)
+
+ebpf: ## Rebuild the checked-in eBPF objects (installs their toolchain)
+	ebpf/build.sh
+
+ebpf-check: ## Prove that the checked-in eBPF objects come from their source
+	ebpf/build.sh --check
+
+bench: build setup-test ## Measure Culvert against the same pods unmeshed
+	cargo build --release -p culvert-tests --bins
+	scripts/bench
+
+setup-demo:
+	@scripts/setup demo
+
+setup-test:
+	@scripts/setup test
+
+clean-sandboxes: ## Take down every sandbox of this machine
+	@for name in $$(ls /run/culvert/sandbox 2>/dev/null); do $(BIN)/culvert sandbox down --name $$name; done
