@@ -155,7 +155,10 @@ impl Accepted {
         let admitted = admit(proxy, pod, direction, Ok(accepted));
         let admitted = admitted.unwrap_or_else(|e| panic!("{e}"));
         let admitted = admitted.unwrap_or_else(|| panic!("not admitted"));
-        Self { original, ..admitted }
+        Self {
+            original,
+            ..admitted
+        }
     }
 
     /// Refuses what would come back to this proxy, and go round until there are no descriptors left.

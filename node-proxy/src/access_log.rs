@@ -103,7 +103,9 @@ impl AccessLog {
 
 /// The present, as log lines have it.
 pub(crate) fn now() -> String {
-    OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
+    OffsetDateTime::now_utc()
+        .format(&Rfc3339)
+        .unwrap_or_default()
 }
 
 /// Milliseconds, as log lines have them.
@@ -114,7 +116,10 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 fn write(lines: &Receiver<String>) {
     for line in lines {
         let mut stdout = std::io::stdout().lock();
-        if writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_err() {
+        if writeln!(stdout, "{line}")
+            .and_then(|()| stdout.flush())
+            .is_err()
+        {
             return;
         }
     }

@@ -65,9 +65,11 @@ impl Balancer {
         let known = self.backends.load_full();
         let kept = |endpoint: &Endpoint| {
             let same = known.iter().find(|backend| backend.endpoint == *endpoint);
-            same.cloned().unwrap_or_else(|| Arc::new(Backend::new(endpoint.clone())))
+            same.cloned()
+                .unwrap_or_else(|| Arc::new(Backend::new(endpoint.clone())))
         };
-        self.backends.store(Arc::new(endpoints.iter().map(kept).collect()));
+        self.backends
+            .store(Arc::new(endpoints.iter().map(kept).collect()));
         self.updates.send_replace(());
     }
 
@@ -141,7 +143,10 @@ impl Load {
         (1.0 / ALIKE..=ALIKE).contains(&ratio)
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "a load is compared, not counted")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a load is compared, not counted"
+    )]
     fn value(self) -> f64 {
         self.round_trip * (self.open as f64 + 1.0)
     }
@@ -166,7 +171,12 @@ impl Backend {
     }
 
     fn with_round_trip<T>(&self, with: impl FnOnce(&mut PeakEwma) -> T) -> T {
-        with(&mut self.round_trip.lock().unwrap_or_else(PoisonError::into_inner))
+        with(
+            &mut self
+                .round_trip
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 }
 

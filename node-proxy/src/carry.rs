@@ -101,7 +101,10 @@ impl Carried {
         };
         open.close(broken.errno());
         if let Some(fault) = broken.fault() {
-            self.accepted.pod.metrics().fault(self.accepted.direction, fault);
+            self.accepted
+                .pod
+                .metrics()
+                .fault(self.accepted.direction, fault);
         }
         self.log(bytes, Some(broken.to_string()));
         self.reset();
@@ -109,7 +112,10 @@ impl Carried {
 
     fn revoked(self, open: OpenLeg) {
         open.close("EACCES".into());
-        self.log((0, 0), Some("the policy changed and no longer lets the client in".into()));
+        self.log(
+            (0, 0),
+            Some("the policy changed and no longer lets the client in".into()),
+        );
         self.reset();
     }
 

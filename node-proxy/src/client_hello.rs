@@ -22,7 +22,7 @@ const HANDSHAKE: u8 = 0x16;
 const MAJOR: u8 = 3;
 
 /// Which of the mesh's protocols a client offers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Offer {
     /// None: it is no mesh peer.
     #[default]
@@ -116,7 +116,10 @@ impl Assembler {
 /// with 0x16 is not kept waiting.
 fn begins_like_tls(bytes: &[u8]) -> bool {
     let expected = [HANDSHAKE, MAJOR];
-    bytes.iter().zip(expected).all(|(got, expected)| *got == expected)
+    bytes
+        .iter()
+        .zip(expected)
+        .all(|(got, expected)| *got == expected)
 }
 
 fn hello(hello: &ClientHello<'_>) -> Hello {
@@ -127,12 +130,12 @@ fn hello(hello: &ClientHello<'_>) -> Hello {
 }
 
 fn offer<'a>(protocols: impl Iterator<Item = &'a [u8]>) -> Offer {
-    let mut ours = protocols.filter(|protocol| protocol.starts_with(ALPN_PREFIX)).peekable();
-    match ours.peek() {
-        None => Offer::Nothing,
-        Some(_) if ours.any(|protocol| protocol == ALPN_TCP) => Offer::Known,
-        Some(_) => Offer::Unknown,
-    }
+    let kind = |protocol: &[u8]| match protocol {
+        ALPN_TCP => Offer::Known,
+        _ if protocol.starts_with(ALPN_PREFIX) => Offer::Unknown,
+        _ => Offer::Nothing,
+    };
+    protocols.map(kind).max().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -3,8 +3,11 @@
 //! application, dialled from the client's own address.
 //!
 //! Under a policy that wants an identity the application is not dialled before handshake and
-//! authorisation are done. A connection without a byte at accept is no mesh peer, because those
-//! send their ClientHello with the handshake's last segment: nothing is waited for.
+//! authorisation are done. A connection without a byte at accept is most likely no mesh peer, because
+//! those send their ClientHello with the handshake's last segment: the application is dialled and
+//! nothing is waited for. A busy peer may be late all the same, so as long as neither side has said
+//! anything the client's first bytes are still judged by the rule: a ClientHello for this pod is
+//! never relayed.
 
 mod rule;
 
@@ -41,8 +44,18 @@ type Policy = watch::Receiver<Arc<InboundPolicy>>;
 #[derive(Debug)]
 struct Identified {
     client: Option<Identity>,
+    /// The client has not said anything yet.
+    silent: bool,
     tls: Tls,
     wire: Wire,
+}
+
+/// A client that was let in, and the application that it reached.
+#[derive(Debug)]
+struct Connected {
+    identified: Identified,
+    leg: Leg,
+    dialled: PooledStream,
 }
 
 /// Serves one listener until `close` turns true.
@@ -60,41 +73,94 @@ pub(crate) async fn handle(mut accepted: Accepted) {
     let pod = accepted.pod.clone();
     let _wire = pod.sockets.wire(accepted.source);
     let mut policy = accepted.pod.policy();
-    let identified = match identify(&mut accepted, &policy).await {
-        Ok(identified) => identified,
-        Err(refused) => {
-            let leg = Leg::new(Direction::Inbound, Tls::NoIdentity);
-            return accepted.refuse(&leg, &refused).await;
-        }
-    };
-    let leg = identified.leg();
-    let permit = match identified.authorize(&accepted, &leg, &mut policy) {
-        Ok(permit) => permit,
-        Err(refused) => return accepted.refuse(&leg, &refused).await,
-    };
-    match dial(&accepted, &permit).await {
-        Ok(dialled) => identified.carry(accepted, leg, dialled, policy).await,
-        Err(refused) => accepted.refuse(&leg, &refused).await,
+    match connect(&mut accepted, &mut policy).await {
+        Ok(connected) => connected.carry(accepted, policy).await,
+        Err((leg, refused)) => accepted.refuse(&leg, &refused).await,
     }
+}
+
+async fn connect(
+    accepted: &mut Accepted,
+    policy: &mut Policy,
+) -> Result<Connected, (Leg, Refused)> {
+    let identified = identify(accepted, policy).await.map_err(unidentified)?;
+    let mut connected = identified.connect(accepted, policy).await?;
+    if !connected.identified.silent {
+        return Ok(connected);
+    }
+    let Some((first, bytes)) = late(accepted, &connected.dialled, policy).await else {
+        return Ok(connected);
+    };
+    match judge(accepted, &first, bytes, policy).await {
+        Ok(identified) if identified.client.is_none() => {
+            connected.leg = identified.leg();
+            connected.identified = identified;
+            Ok(connected)
+        }
+        Ok(identified) => {
+            connected.dialled.reset();
+            identified.connect(accepted, policy).await
+        }
+        Err(refused) => {
+            connected.dialled.reset();
+            Err(unidentified(refused))
+        }
+    }
+}
+
+/// What the client begins with, if it is the first to say something and that may be a ClientHello.
+async fn late(
+    accepted: &mut Accepted,
+    dialled: &PooledStream,
+    policy: &Policy,
+) -> Option<(First, Vec<u8>)> {
+    let mut policy = policy.clone();
+    let byte = tokio::select! {
+        biased;
+        byte = tcp::peek_or_wait(&accepted.tcp) => byte,
+        _ = tcp::peek_or_wait(dialled.tcp()) => return None,
+        _ = policy.changed() => return None,
+    };
+    let until = Instant::now() + accepted.proxy.config.handshake_timeout;
+    match byte {
+        Ok(Some(byte)) if client_hello::may_begin(byte) => {
+            Some(client_hello::read(&mut accepted.tcp, until).await)
+        }
+        _ => None,
+    }
+}
+
+fn unidentified(refused: Refused) -> (Leg, Refused) {
+    (Leg::new(Direction::Inbound, Tls::NoIdentity), refused)
 }
 
 async fn identify(accepted: &mut Accepted, policy: &Policy) -> Result<Identified, Refused> {
     accepted.check_loop(accepted.original)?;
     tcp::tune_wire(&accepted.tcp).map_err(|error| Refused::new(Fault::Io, error))?;
     let (first, bytes) = first(accepted, policy).await?;
+    judge(accepted, &first, bytes, policy).await
+}
+
+async fn judge(
+    accepted: &mut Accepted,
+    first: &First,
+    bytes: Vec<u8>,
+    policy: &Policy,
+) -> Result<Identified, Refused> {
     let own = accepted.proxy.domain.server_name(&accepted.pod.identity);
     let strict = policy.borrow().requires_identity();
-    match decide(strict, &first, &own, &accepted.proxy.domain) {
+    match decide(strict, first, &own, &accepted.proxy.domain) {
         Verdict::Mesh => mesh(accepted, bytes).await,
         Verdict::Relay => Ok(Identified {
             client: None,
+            silent: *first == First::Silence,
             tls: match first {
                 First::Hello(_) => Tls::Opaque,
                 _ => Tls::NoIdentity,
             },
             wire: Wire::Plain(bytes),
         }),
-        Verdict::Reset => Err(not_a_peer(&first)),
+        Verdict::Reset => Err(not_a_peer(first)),
         Verdict::Alert(alert) => {
             // Refused all the same if the client does not take the alert.
             let _ = tls::refuse(&mut accepted.tcp, alert).await;
@@ -139,6 +205,7 @@ async fn mesh(accepted: &mut Accepted, hello: Vec<u8>) -> Result<Identified, Ref
         .map_err(|error| Refused::new(Fault::Tls, error))?;
     Ok(Identified {
         client: Some(client(&done, &proxy)?),
+        silent: false,
         tls: Tls::Mutual,
         wire: Wire::Mutual(done),
     })
@@ -223,20 +290,49 @@ impl Identified {
         answer.map_err(|denied| Refused::new(Fault::Unauthorized, denied))
     }
 
-    async fn carry(self, accepted: Accepted, leg: Leg, dialled: PooledStream, policy: Policy) {
+    /// Asks the policy, and dials the application.
+    async fn connect(
+        self,
+        accepted: &Accepted,
+        policy: &mut Policy,
+    ) -> Result<Connected, (Leg, Refused)> {
+        let leg = self.leg();
+        let dialled = match self.authorize(accepted, &leg, policy) {
+            Ok(permit) => dial(accepted, &permit).await,
+            Err(refused) => Err(refused),
+        };
+        match dialled {
+            Ok(dialled) => Ok(Connected {
+                identified: self,
+                leg,
+                dialled,
+            }),
+            Err(refused) => Err((leg, refused)),
+        }
+    }
+}
+
+// === impl Connected ===
+
+impl Connected {
+    async fn carry(self, accepted: Accepted, policy: Policy) {
         let pod = accepted.pod.clone();
-        let (client, tls, dst) = (self.client, self.tls, accepted.original);
+        let Identified {
+            client, tls, wire, ..
+        } = self.identified;
+        let dst = accepted.original;
         let revoked = async {
             let rules = revoked(policy, client.as_ref()).await;
             let client_id = client.as_ref().map(ToString::to_string);
             let client_id = client_id.unwrap_or_default();
-            pod.metrics().authorized(Counter::Terminate, &rules, tls, &client_id);
+            pod.metrics()
+                .authorized(Counter::Terminate, &rules, tls, &client_id);
         };
         let carried = Carried {
             accepted,
-            dialled,
-            leg,
-            wire: self.wire,
+            dialled: self.dialled,
+            leg: self.leg,
+            wire,
             dst,
             endpoint: None,
         };

@@ -4,8 +4,8 @@
 //! Label values are looked up once per connection and cached per pod; bytes are added to resolved
 //! handles. The series of a pod go when the pod is gone and its last connection ended.
 
-mod fault;
 mod families;
+mod fault;
 mod limit;
 mod pod;
 mod transport;
@@ -21,13 +21,17 @@ use std::{
 use culvert_api::workload::Workload;
 use prometheus::Registry;
 
+use self::{
+    families::Families,
+    limit::Limit,
+    pod::{PodLabels, PodSeries},
+};
 pub(crate) use self::{
     fault::Fault,
     limit::Admitted,
     pod::{Counter, PodMetrics},
     transport::{Leg, Meter, OpenLeg, Tls},
 };
-use self::{families::Families, limit::Limit, pod::{PodLabels, PodSeries}};
 
 /// The most connections that are open at once in this process.
 const MAX_CONNECTIONS: usize = 100_000;

@@ -125,7 +125,9 @@ async fn balance(dialler: &Dialler<'_>, service: &ServiceEndpoints) -> Result<Ro
 }
 
 fn no_endpoint(service: &ServiceEndpoints) -> Refused {
-    let ServiceEndpoints { namespace, name, .. } = service;
+    let ServiceEndpoints {
+        namespace, name, ..
+    } = service;
     let reason = format!("{namespace}/{name} has had no endpoint for {FAIL_FAST:?}");
     Refused::new(Fault::FailFast, reason)
 }
@@ -150,7 +152,12 @@ fn leg(tls: Tls, resolved: &Resolved, endpoint: Option<&Endpoint>) -> Leg {
 
 impl Routed {
     async fn carry(self, accepted: Accepted, resolved: &Resolved) {
-        let Dialled { stream, tls, to, wire } = self.dialled;
+        let Dialled {
+            stream,
+            tls,
+            to,
+            wire,
+        } = self.dialled;
         let endpoint = self.endpoint.as_ref();
         let carried = Carried {
             accepted,

@@ -131,3 +131,30 @@ fn info(tcp: &TcpStream) -> io::Result<libc::tcp_info> {
     // SAFETY: zeroed, then written by the kernel.
     Ok(unsafe { info.assume_init() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the kernel of 6.18 tells of peers that vanished and of peers that pause.
+    #[test]
+    fn a_shut_window_is_no_death() {
+        let info = |ack, unacked, retransmits, probes| libc::tcp_info {
+            tcpi_last_ack_recv: ack,
+            tcpi_last_data_recv: 100_000,
+            tcpi_unacked: unacked,
+            tcpi_retransmits: retransmits,
+            tcpi_probes: probes,
+            // SAFETY: a plain C struct of integers, for which zeroes are valid.
+            ..unsafe { std::mem::zeroed() }
+        };
+        assert!(dead(&info(32_512, 1, 7, 0)), "unacknowledged data");
+        assert!(dead(&info(40_000, 0, 0, 3)), "unanswered probes");
+        assert!(!dead(&info(28_000, 1, 7, 0)), "not yet");
+        assert!(!dead(&info(51_000, 0, 0, 1)), "a probe is under way");
+        assert!(
+            !dead(&info(51_000, 0, 0, 0)),
+            "idle, or probed and answered"
+        );
+    }
+}

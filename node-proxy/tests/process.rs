@@ -32,9 +32,27 @@ impl Drop for Proxy {
 fn command(dir: &Path, admin: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_culvert-proxy"));
     command
-        .args(["--node", "node-1", "--control", "127.0.0.1:1", "--admin", admin])
-        .args(["--agent-socket", "/nonexistent", "--trust-anchors", "/nonexistent"])
-        .args(["--token-file", "/nonexistent", "--drain", "100ms", "--state-dir"])
+        .args([
+            "--node",
+            "node-1",
+            "--control",
+            "127.0.0.1:1",
+            "--admin",
+            admin,
+        ])
+        .args([
+            "--agent-socket",
+            "/nonexistent",
+            "--trust-anchors",
+            "/nonexistent",
+        ])
+        .args([
+            "--token-file",
+            "/nonexistent",
+            "--drain",
+            "100ms",
+            "--state-dir",
+        ])
         .arg(dir)
         .stderr(Stdio::piped());
     command
@@ -52,7 +70,10 @@ fn free_address() -> anyhow::Result<SocketAddr> {
 
 fn fetch(admin: SocketAddr, path: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(admin)?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
@@ -72,13 +93,22 @@ fn fetched_soon(admin: SocketAddr, path: &str) -> anyhow::Result<String> {
 #[test]
 fn it_runs_without_rights_and_ends_when_asked() -> anyhow::Result<()> {
     let (dir, admin) = (state_dir()?, free_address()?);
-    let child = command(dir.path(), &admin.to_string()).uid(UID).gid(UID).spawn()?;
+    let child = command(dir.path(), &admin.to_string())
+        .uid(UID)
+        .gid(UID)
+        .spawn()?;
     let mut proxy = Proxy(child);
     let ready = fetched_soon(admin, "/ready")?;
-    assert!(ready.contains("503") && ready.contains("waiting for agent, control"), "{ready}");
+    assert!(
+        ready.contains("503") && ready.contains("waiting for agent, control"),
+        "{ready}"
+    );
     assert!(fetch(admin, "/live")?.contains("200 OK"));
     let metrics = fetch(admin, "/metrics")?;
-    for name in ["culvert_proxy_agent_connected 0", "culvert_proxy_control_connected 0"] {
+    for name in [
+        "culvert_proxy_agent_connected 0",
+        "culvert_proxy_control_connected 0",
+    ] {
         assert!(metrics.contains(name), "{metrics}");
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.0.id()))?;
@@ -104,9 +134,14 @@ fn it_refuses_to_be_root() -> anyhow::Result<()> {
 #[test]
 fn it_names_all_mistakes_and_ends_with_64() -> anyhow::Result<()> {
     let dir = state_dir()?;
-    let output = command(dir.path(), "nowhere").args(["--trust-domain", "A B"]).output()?;
+    let output = command(dir.path(), "nowhere")
+        .args(["--trust-domain", "A B"])
+        .output()?;
     let error = String::from_utf8(output.stderr).context("the log is UTF-8")?;
     assert_eq!(output.status.code(), Some(64));
-    assert!(error.contains("--admin") && error.contains("--trust-domain"), "{error}");
+    assert!(
+        error.contains("--admin") && error.contains("--trust-domain"),
+        "{error}"
+    );
     Ok(())
 }

@@ -37,7 +37,9 @@ fn balancer(endpoints: impl IntoIterator<Item = u8>) -> Balancer {
 }
 
 fn choose(balancer: &Balancer) -> Choice {
-    balancer.choose(&[]).unwrap_or_else(|| panic!("no endpoint"))
+    balancer
+        .choose(&[])
+        .unwrap_or_else(|| panic!("no endpoint"))
 }
 
 #[test]
@@ -49,14 +51,19 @@ fn short_connections_spread_over_equals() {
         choice.connected(Duration::from_millis(2));
         *chosen.entry(choice.endpoint().addr).or_default() += 1;
     }
-    assert!(chosen.values().all(|count| (800..1200).contains(count)), "{chosen:?}");
+    assert!(
+        chosen.values().all(|count| (800..1200).contains(count)),
+        "{chosen:?}"
+    );
 }
 
 #[test]
 fn long_connections_balance_exactly_between_two() {
     let balancer = balancer(1..=2);
     let open: Vec<_> = (0..100).map(|_| choose(&balancer)).collect();
-    let first = open.iter().filter(|choice| choice.endpoint().addr.ip() == endpoint(1).addr.ip());
+    let first = open
+        .iter()
+        .filter(|choice| choice.endpoint().addr.ip() == endpoint(1).addr.ip());
     let first = first.count();
     assert!((49..=51).contains(&first), "{first}");
 }

@@ -37,16 +37,33 @@ fn meshed_pods_speak_mutual_tls_and_the_application_sees_its_client() {
         }
         let connections = crate::metrics::Metrics::open_connections;
         eventually("all ended", || connections(&rig.fixture.proxy.metrics) == 0).await;
-        let src = [("peer", "src"), ("tls", "true"), ("client_id", web.as_str()), ("pod", "cart-1")];
+        let src = [
+            ("peer", "src"),
+            ("tls", "true"),
+            ("client_id", web.as_str()),
+            ("pod", "cart-1"),
+        ];
         rig.assert_metric("tcp_open_total", &src, 3);
         rig.assert_metric("tcp_open_connections", &src, 0);
         rig.assert_metric("tcp_read_bytes_total", &src, 15);
-        let dst = [("peer", "dst"), ("tls", "true"), ("server_id", cart.as_str()), ("pod", "web-1")];
+        let dst = [
+            ("peer", "dst"),
+            ("tls", "true"),
+            ("server_id", cart.as_str()),
+            ("pod", "web-1"),
+        ];
         rig.assert_metric("tcp_open_total", &dst, 3);
         rig.assert_metric("tcp_write_bytes_total", &dst, 15);
-        let service = [("dst_service", "cart"), ("dst_pod", "cart-1"), ("errno", "")];
+        let service = [
+            ("dst_service", "cart"),
+            ("dst_pod", "cart-1"),
+            ("errno", ""),
+        ];
         rig.assert_metric("tcp_close_total", &service, 3);
-        let allowed = [("authz_name", "all-authenticated"), ("client_id", web.as_str())];
+        let allowed = [
+            ("authz_name", "all-authenticated"),
+            ("client_id", web.as_str()),
+        ];
         rig.assert_metric("inbound_tcp_authz_allow_total", &allowed, 3);
     });
 }
@@ -62,7 +79,11 @@ fn a_silent_client_of_a_permissive_pod_is_not_waited_for() {
         let mut got = [0; 9];
         ok(client.read_exact(&mut got).await);
         assert_echo(&mut client, &mut app).await;
-        rig.assert_metric("tcp_open_total", &[("peer", "src"), ("tls", "no_identity")], 1);
+        rig.assert_metric(
+            "tcp_open_total",
+            &[("peer", "src"), ("tls", "no_identity")],
+            1,
+        );
     });
 }
 
@@ -113,7 +134,10 @@ fn a_permissive_pod_relays_foreign_tls_unchanged_and_never_the_meshs() {
         let refused = [
             (client_hello(&other, b"culvert/tcp"), UNRECOGNIZED_NAME),
             (client_hello(&own, b"h2"), NO_APPLICATION_PROTOCOL),
-            (client_hello(&own, b"culvert/of-tomorrow"), NO_APPLICATION_PROTOCOL),
+            (
+                client_hello(&own, b"culvert/of-tomorrow"),
+                NO_APPLICATION_PROTOCOL,
+            ),
         ];
         for (hello, alert) in refused {
             let mut client = rig.dial_in().await;
@@ -123,6 +147,31 @@ fn a_permissive_pod_relays_foreign_tls_unchanged_and_never_the_meshs() {
         }
         rig.assert_metric(INBOUND, &[("error", "unrecognized name")], 1);
         assert!(rig.is_undisturbed().await);
+    });
+}
+
+#[test]
+fn a_client_hello_that_is_late_is_judged_all_the_same() {
+    rig(InboundPolicy::permissive(), async |rig| {
+        rig.credentials(&rig.cart).await;
+        rig.serve_inbound().await;
+        let own = rig.fixture.proxy.domain.server_name(&rig.cart.identity);
+        let mut peer = rig.dial_in().await;
+        let (mut app, _) = rig.accepted().await;
+        ok(peer.write_all(&client_hello(&own, b"culvert/tcp")).await);
+        assert_eq!(ok(peer.read_u8().await), 0x16, "not the server's flight");
+        assert!(
+            read_to_end(&mut app).await.0.is_empty(),
+            "a mesh ClientHello was relayed"
+        );
+
+        let hello = client_hello("example.org", b"h2");
+        let mut client = rig.dial_in().await;
+        let (mut app, _) = rig.accepted().await;
+        ok(client.write_all(&hello).await);
+        let mut got = vec![0; hello.len()];
+        ok(app.read_exact(&mut got).await);
+        assert_eq!(got, hello);
     });
 }
 
@@ -176,7 +225,10 @@ fn an_application_that_refuses_is_refused_to_the_client() {
 #[test]
 fn another_endpoint_is_tried_when_one_does_not_answer() {
     rig(InboundPolicy::permissive(), async |rig| {
-        rig.resolve(&[(DEAD, &rig.cart.identity, false), (APP, &rig.cart.identity, false)]);
+        rig.resolve(&[
+            (DEAD, &rig.cart.identity, false),
+            (APP, &rig.cart.identity, false),
+        ]);
         for _ in 0..20 {
             let mut client = rig.dial_out(SERVICE).await;
             let (mut app, _) = rig.accepted().await;
@@ -218,7 +270,11 @@ fn another_identity_than_the_endpoints_is_refused() {
         let mut client = rig.dial_out(SERVICE).await;
         assert_reset(&mut client).await;
         rig.assert_metric(OUTBOUND, &[("error", "tls"), ("pod", "web-1")], 1);
-        rig.assert_metric(INBOUND, &[("error", "unrecognized name"), ("pod", "cart-1")], 1);
+        rig.assert_metric(
+            INBOUND,
+            &[("error", "unrecognized name"), ("pod", "cart-1")],
+            1,
+        );
         assert!(rig.is_undisturbed().await);
     });
 }

@@ -30,7 +30,11 @@ fn refragmented(hello: &[u8], size: usize) -> Vec<u8> {
 #[test]
 fn whole_in_pieces_and_in_records() {
     let hello = client_hello();
-    for bytes in [hello.clone(), refragmented(&hello, 100), refragmented(&hello, 1)] {
+    for bytes in [
+        hello.clone(),
+        refragmented(&hello, 100),
+        refragmented(&hello, 1),
+    ] {
         for size in [bytes.len(), 1000, 7, 1] {
             let mut assembler = Assembler::default();
             let first = bytes.chunks(size).find_map(|piece| assembler.push(piece));
@@ -43,7 +47,11 @@ fn whole_in_pieces_and_in_records() {
 #[test]
 fn other_bytes_are_told_at_once() {
     for other in [&b"GET / HTTP/1.1\r\n"[..], &[HANDSHAKE, b'x'], &[0; 10]] {
-        assert_eq!(Assembler::default().push(other), Some(First::Other), "{other:?}");
+        assert_eq!(
+            Assembler::default().push(other),
+            Some(First::Other),
+            "{other:?}"
+        );
     }
     let mut assembler = Assembler::default();
     assert_eq!(assembler.push(&[HANDSHAKE]), None);
@@ -61,8 +69,13 @@ fn an_endless_hello_is_given_up() {
     message[..4].copy_from_slice(&[1, 0, 0xea, 0x60]);
     let header = [0; 5];
     let bytes = refragmented(&[&header[..], &message].concat(), 1000);
-    let given_up = bytes.chunks(1005).position(|piece| assembler.push(piece).is_some());
-    assert!(given_up.is_some_and(|pieces| pieces * 1005 <= MAX), "{given_up:?}");
+    let given_up = bytes
+        .chunks(1005)
+        .position(|piece| assembler.push(piece).is_some());
+    assert!(
+        given_up.is_some_and(|pieces| pieces * 1005 <= MAX),
+        "{given_up:?}"
+    );
 }
 
 #[test]
@@ -70,5 +83,8 @@ fn offers_of_other_releases_are_told_apart() {
     let offers = |protocols: &[&'static [u8]]| offer(protocols.iter().copied());
     assert_eq!(offers(&[b"h2", b"http/1.1"]), Offer::Nothing);
     assert_eq!(offers(&[b"h2", b"culvert/of-tomorrow"]), Offer::Unknown);
-    assert_eq!(offers(&[b"culvert/of-tomorrow", b"culvert/tcp"]), Offer::Known);
+    assert_eq!(
+        offers(&[b"culvert/of-tomorrow", b"culvert/tcp"]),
+        Offer::Known
+    );
 }

@@ -89,7 +89,11 @@ mod tests {
             (First::Other, Verdict::Relay, Verdict::Reset),
             (First::TimedOut, Verdict::Relay, Verdict::Reset),
             (hello(OWN, Known), Verdict::Mesh, Verdict::Mesh),
-            (hello(&OWN.to_uppercase(), Known), Verdict::Mesh, Verdict::Mesh),
+            (
+                hello(&OWN.to_uppercase(), Known),
+                Verdict::Mesh,
+                Verdict::Mesh,
+            ),
             (hello(OWN, Unknown), NO_PROTOCOL, NO_PROTOCOL),
             (hello(OWN, Nothing), NO_PROTOCOL, Verdict::Reset),
             (hello(OTHER, Known), UNRECOGNIZED, Verdict::Reset),

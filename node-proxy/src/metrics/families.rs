@@ -59,16 +59,60 @@ impl Families {
         Ok(Self {
             open_total: counter("tcp_open_total", "Connections opened", &TRANSPORT)?,
             open: registered(registry, IntGaugeVec::new(open, &TRANSPORT)?)?,
-            read: counter("tcp_read_bytes_total", "Application bytes read from the peer", &TRANSPORT)?,
-            write: counter("tcp_write_bytes_total", "Application bytes written to the peer", &TRANSPORT)?,
-            close: counter("tcp_close_total", "Connections closed; errno is empty for a clean end", &closed)?,
-            inbound_errors: counter("inbound_tcp_errors_total", "Inbound connections refused or broken off", &error)?,
-            outbound_errors: counter("outbound_tcp_errors_total", "Outbound connections refused or broken off", &error)?,
-            allow: counter("inbound_tcp_authz_allow_total", "Inbound connections that the policy let in", &client)?,
-            deny: counter("inbound_tcp_authz_deny_total", "Inbound connections that the policy refused", &client)?,
-            terminate: counter("inbound_tcp_authz_terminate_total", "Open inbound connections that a changed policy ended", &client)?,
-            panics: registered(registry, IntCounter::new("proxy_panics_total", "Tasks that panicked; each cost its connection only")?)?,
-            connections: registered(registry, IntGauge::new("proxy_open_connections", "Connections that are served now, of all pods")?)?,
+            read: counter(
+                "tcp_read_bytes_total",
+                "Application bytes read from the peer",
+                &TRANSPORT,
+            )?,
+            write: counter(
+                "tcp_write_bytes_total",
+                "Application bytes written to the peer",
+                &TRANSPORT,
+            )?,
+            close: counter(
+                "tcp_close_total",
+                "Connections closed; errno is empty for a clean end",
+                &closed,
+            )?,
+            inbound_errors: counter(
+                "inbound_tcp_errors_total",
+                "Inbound connections refused or broken off",
+                &error,
+            )?,
+            outbound_errors: counter(
+                "outbound_tcp_errors_total",
+                "Outbound connections refused or broken off",
+                &error,
+            )?,
+            allow: counter(
+                "inbound_tcp_authz_allow_total",
+                "Inbound connections that the policy let in",
+                &client,
+            )?,
+            deny: counter(
+                "inbound_tcp_authz_deny_total",
+                "Inbound connections that the policy refused",
+                &client,
+            )?,
+            terminate: counter(
+                "inbound_tcp_authz_terminate_total",
+                "Open inbound connections that a changed policy ended",
+                &client,
+            )?,
+            panics: registered(
+                registry,
+                IntCounter::new(
+                    "proxy_panics_total",
+                    "Tasks that panicked; each cost its connection only",
+                )?,
+            )?,
+            connections: registered(
+                registry,
+                IntGauge::new(
+                    "proxy_open_connections",
+                    "Connections that are served now, of all pods",
+                )?,
+            )?,
         })
     }
 }

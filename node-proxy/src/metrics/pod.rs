@@ -135,7 +135,9 @@ impl PodSeries {
     }
 
     pub(super) fn remove(&self, families: &Families) {
-        lock(&self.legs).drain().for_each(|(_, legs)| legs.remove(families));
+        lock(&self.legs)
+            .drain()
+            .for_each(|(_, legs)| legs.remove(families));
         for (counter, labels) in std::mem::take(&mut *lock(&self.counters)) {
             let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
             remove(counter.family(families), &labels);

@@ -29,7 +29,10 @@ fn lines(registry: &Registry, pod: &str) -> Vec<String> {
     let text = TextEncoder::new().encode_to_string(&registry.gather());
     let text = text.unwrap_or_else(|e| panic!("{e}"));
     let label = format!("pod=\"{pod}\"");
-    text.lines().filter(|line| line.contains(&label)).map(str::to_owned).collect()
+    text.lines()
+        .filter(|line| line.contains(&label))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn has(lines: &[String], name: &str, labels: &[&str], value: u64) -> bool {
@@ -53,19 +56,37 @@ fn a_connection_is_counted_on_both_sides() {
     open.source().read.inc_by(7);
     open.destination().write.inc_by(7);
     let now = lines(&registry, "cart-1");
-    let source = ["direction=\"inbound\"", "peer=\"src\"", "tls=\"true\"", "sa/web\""];
+    let source = [
+        "direction=\"inbound\"",
+        "peer=\"src\"",
+        "tls=\"true\"",
+        "sa/web\"",
+    ];
     assert!(has(&now, "tcp_open_total", &source, 1), "{now:#?}");
     assert!(has(&now, "tcp_open_connections", &source, 1), "{now:#?}");
     assert!(has(&now, "tcp_read_bytes_total", &source, 7), "{now:#?}");
     let destination = ["peer=\"dst\"", "tls=\"loopback\""];
-    assert!(has(&now, "tcp_write_bytes_total", &destination, 7), "{now:#?}");
+    assert!(
+        has(&now, "tcp_write_bytes_total", &destination, 7),
+        "{now:#?}"
+    );
     open.close("ECONNRESET".into());
     drop(pod.open(leg));
     let now = lines(&registry, "cart-1");
     assert!(has(&now, "tcp_open_total", &source, 2), "{now:#?}");
     assert!(has(&now, "tcp_open_connections", &source, 0), "{now:#?}");
-    assert!(has(&now, "tcp_close_total", &["errno=\"ECONNRESET\"", "peer=\"src\""], 1));
-    assert!(has(&now, "tcp_close_total", &["errno=\"\"", "peer=\"src\""], 1));
+    assert!(has(
+        &now,
+        "tcp_close_total",
+        &["errno=\"ECONNRESET\"", "peer=\"src\""],
+        1
+    ));
+    assert!(has(
+        &now,
+        "tcp_close_total",
+        &["errno=\"\"", "peer=\"src\""],
+        1
+    ));
 }
 
 #[test]
@@ -75,7 +96,12 @@ fn faults_and_answers_of_the_policy_are_counted() {
     pod.fault(Direction::Outbound, Fault::GatewayLoop);
     pod.authorized(Counter::Deny, "all-authenticated", Tls::NoIdentity, "");
     let now = lines(&registry, "cart-1");
-    assert!(has(&now, "outbound_tcp_errors_total", &["error=\"gateway loop\""], 1));
+    assert!(has(
+        &now,
+        "outbound_tcp_errors_total",
+        &["error=\"gateway loop\""],
+        1
+    ));
     let deny = ["authz_name=\"all-authenticated\"", "tls=\"no_identity\""];
     assert!(has(&now, "inbound_tcp_authz_deny_total", &deny, 1));
 }
@@ -84,11 +110,15 @@ fn faults_and_answers_of_the_policy_are_counted() {
 fn the_series_of_a_pod_go_with_its_last_user() {
     let (registry, metrics) = rig();
     let leave_traces = |pod: &PodMetrics| {
-        pod.open(Leg::new(Direction::Inbound, Tls::NoIdentity)).close("EPIPE".into());
+        pod.open(Leg::new(Direction::Inbound, Tls::NoIdentity))
+            .close("EPIPE".into());
         pod.fault(Direction::Inbound, Fault::Io);
         pod.authorized(Counter::Allow, "a", Tls::Mutual, "b");
     };
-    let (one, again) = (metrics.pod(&workload("cart-1")), metrics.pod(&workload("cart-1")));
+    let (one, again) = (
+        metrics.pod(&workload("cart-1")),
+        metrics.pod(&workload("cart-1")),
+    );
     let other = metrics.pod(&workload("cart-2"));
     leave_traces(&one);
     leave_traces(&other);

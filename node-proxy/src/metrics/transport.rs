@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError, atomic::{AtomicU64, Ordering}},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -119,8 +122,12 @@ impl Leg {
     /// The side towards the application is plaintext and stays in the pod, whatever the wire is.
     fn tls_of(&self, peer: Peer) -> Tls {
         match (self.direction, peer) {
-            (Direction::Inbound, Peer::Source) | (Direction::Outbound, Peer::Destination) => self.tls,
-            (Direction::Inbound, Peer::Destination) | (Direction::Outbound, Peer::Source) => Tls::Loopback,
+            (Direction::Inbound, Peer::Source) | (Direction::Outbound, Peer::Destination) => {
+                self.tls
+            }
+            (Direction::Inbound, Peer::Destination) | (Direction::Outbound, Peer::Source) => {
+                Tls::Loopback
+            }
         }
     }
 
@@ -184,7 +191,12 @@ impl Series {
         remove(&families.open, &labels);
         remove(&families.read, &labels);
         remove(&families.write, &labels);
-        for errno in self.errnos.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for errno in self
+            .errnos
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
             labels.push(errno);
             remove(&families.close, &labels);
             labels.pop();

@@ -199,7 +199,7 @@ async fn supervise(
     socket: TcpListener,
     closed: watch::Receiver<bool>,
 ) {
-    while !*closed.borrow() {
+    while !*closed.borrow() && closed.has_changed().is_ok() {
         let socket = socket
             .try_clone()
             .and_then(tokio::net::TcpListener::from_std);

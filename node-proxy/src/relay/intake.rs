@@ -111,6 +111,8 @@ impl Intake {
     }
 
     fn is_full(&self) -> bool {
-        self.bytes.as_ref().is_some_and(|bytes| bytes.len() == self.filled)
+        self.bytes
+            .as_ref()
+            .is_some_and(|bytes| bytes.len() == self.filled)
     }
 }

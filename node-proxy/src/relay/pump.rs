@@ -75,7 +75,7 @@ enum Halt {
 
 impl<'a> Pumps<'a> {
     pub(super) fn new(ends: &'a mut Ends<'_>, meters: Meters) -> Self {
-        let plain = mem::take(&mut ends.plain);
+        let (plain, sealed) = (mem::take(&mut ends.plain), mem::take(&mut ends.sealed));
         let mut down = Pump::default();
         if ends.session.is_some() {
             meters.wire.read.inc_by(plain.len() as u64);
@@ -85,8 +85,8 @@ impl<'a> Pumps<'a> {
             app: ends.app.split(),
             wire: ends.wire.split(),
             session: ends.session.take(),
-            unopened: !ends.sealed.is_empty(),
-            intake: Intake::new(&ends.sealed),
+            unopened: !sealed.is_empty(),
+            intake: Intake::new(&sealed),
             up: Pump::default(),
             down,
             meters,
@@ -243,7 +243,9 @@ impl<'a> Pumps<'a> {
             return Ok(());
         };
         let mut out = Buffer::take(Size::Small);
-        let length = session.close(self.intake.filled(), &mut out).map_err(forged)?;
+        let length = session
+            .close(self.intake.filled(), &mut out)
+            .map_err(forged)?;
         self.up.chunk = Some(chunk(session.take_control(), out, length, 0));
         Ok(())
     }
@@ -315,7 +317,9 @@ impl<'a> Pumps<'a> {
 
     /// Says what was wrong, if the wire takes it now.
     fn alert(&mut self, cx: &mut Context<'_>) {
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = &mut self.session else {
+            return;
+        };
         let alert = session.last_words(self.intake.filled());
         if self.up.chunk.is_none() && self.up.phase == Phase::Open {
             let _ = Pin::new(&mut self.wire.1).poll_write(cx, &alert);
@@ -339,7 +343,10 @@ impl<'a> Pumps<'a> {
 
     /// Waits for the wire's FIN, so that the socket is closed on both sides when it is used again.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !matches!(ready!(poll_read(&mut self.wire.0, Size::Small, cx)), Ok(Some(_))) {
+        if !matches!(
+            ready!(poll_read(&mut self.wire.0, Size::Small, cx)),
+            Ok(Some(_))
+        ) {
             self.down.phase = Phase::Ended;
         }
         Poll::Ready(())

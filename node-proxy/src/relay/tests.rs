@@ -147,8 +147,10 @@ async fn bulk_goes_both_ways_unchanged_and_is_counted() {
             ok(sender.await);
             got
         };
-        let (got_back, got_there) =
-            tokio::join!(transfer(client, there.clone()), transfer(server, back.clone()));
+        let (got_back, got_there) = tokio::join!(
+            transfer(client, there.clone()),
+            transfer(server, back.clone())
+        );
         assert!(got_there == there && got_back == back, "tls: {tls}");
         for relay in relays {
             assert!(ok(relay.await).end.is_ok(), "tls: {tls}");
@@ -237,7 +239,9 @@ async fn tls_that_is_cut_off_is_a_reset_for_the_application() {
     let (mut app, near_app) = sockets().await;
     let [near, (far, far_done)] = wire(true).await;
     let relay = spawn(near_app, near, meters(), HALF_OPEN);
-    let mut session = far_done.map(|done| done.session).unwrap_or_else(|| panic!("no TLS"));
+    let mut session = far_done
+        .map(|done| done.session)
+        .unwrap_or_else(|| panic!("no TLS"));
     let mut out = vec![0; 100];
     let length = ok(session.seal(&mut [], b"half a", &mut out));
     let mut far = far;
@@ -246,7 +250,10 @@ async fn tls_that_is_cut_off_is_a_reset_for_the_application() {
     let (got, end) = read_to_end(&mut app).await;
     assert!(got == b"half a" && is_reset(&end), "{end:?}");
     let end = ok(relay.await).end;
-    assert!(matches!(end, Err(Broken::Truncated | Broken::Wire(_))), "{end:?}");
+    assert!(
+        matches!(end, Err(Broken::Truncated | Broken::Wire(_))),
+        "{end:?}"
+    );
 }
 
 #[tokio::test]
@@ -254,7 +261,9 @@ async fn a_forged_record_is_refused_with_an_alert_and_never_delivered() {
     let (mut app, near_app) = sockets().await;
     let [near, (mut far, far_done)] = wire(true).await;
     let relay = spawn(near_app, near, meters(), HALF_OPEN);
-    let mut session = far_done.map(|done| done.session).unwrap_or_else(|| panic!("no TLS"));
+    let mut session = far_done
+        .map(|done| done.session)
+        .unwrap_or_else(|| panic!("no TLS"));
     let mut out = vec![0; 100];
     let length = ok(session.seal(&mut [], b"secret", &mut out));
     out[8] ^= 1;
@@ -264,7 +273,10 @@ async fn a_forged_record_is_refused_with_an_alert_and_never_delivered() {
     let (mut sealed, _) = read_to_end(&mut far).await;
     let mut plain = vec![0; sealed.len()];
     let told = session.open(&mut sealed, &mut plain);
-    assert!(matches!(told, Err(rustls::Error::AlertReceived(_))), "{told:?}");
+    assert!(
+        matches!(told, Err(rustls::Error::AlertReceived(_))),
+        "{told:?}"
+    );
     assert!(matches!(ok(relay.await).end, Err(Broken::Tls(_))));
 }
 
@@ -274,7 +286,9 @@ async fn records_may_come_byte_by_byte() {
     let [near, (mut far, far_done)] = wire(true).await;
     ok(far.set_nodelay(true));
     let relay = spawn(near_app, near, meters(), HALF_OPEN);
-    let mut session = far_done.map(|done| done.session).unwrap_or_else(|| panic!("no TLS"));
+    let mut session = far_done
+        .map(|done| done.session)
+        .unwrap_or_else(|| panic!("no TLS"));
     let mut out = vec![0; 1000];
     let length = ok(session.seal(&mut [], &pattern(500), &mut out));
     let closed = ok(session.close(&mut [], out.get_mut(length..).unwrap_or_default()));
@@ -321,7 +335,10 @@ async fn a_half_open_connection_that_moves_nothing_ends() {
         assert!(is_reset(&end), "{end:?}");
         let [near, far] = chain.relays;
         let ends = [ok(near.await).end, ok(far.await).end];
-        assert!(ends.iter().any(|end| matches!(end, Err(Broken::HalfOpen))), "{ends:?}");
+        assert!(
+            ends.iter().any(|end| matches!(end, Err(Broken::HalfOpen))),
+            "{ends:?}"
+        );
     }
 }
 

@@ -84,7 +84,10 @@ impl Watch {
             return pumps.take_broken();
         }
         self.note(pumps);
-        if self.stuck.is_some_and(|since| since.elapsed() >= self.half_open) {
+        if self
+            .stuck
+            .is_some_and(|since| since.elapsed() >= self.half_open)
+        {
             return Some(Broken::HalfOpen);
         }
         if tcp::is_dead(pumps.wire()).is_ok_and(|dead| dead) {

@@ -81,7 +81,7 @@ impl SocketMetrics {
         let (kind, family) = (kind(pool.kind), family(pool.family));
         let labels = [kind, family];
         let state = |state| self.sockets.with_label_values(&[kind, family, state]);
-        let ports = |range| self.chosen_ports.with_label_values(&[kind, family, range]);
+        let ports = |range| self.chosen_ports.with_label_values(&[family, range]);
         PoolMetrics {
             idle: state("idle"),
             live: state("live"),
@@ -109,7 +109,7 @@ fn chosen_ports(registry: &Registry) -> Result<IntCounterVec, prometheus::Error>
     let help = "Dials to applications by the range of their source port: low ones may clash with a \
                 client's.";
     let opts = Opts::new("culvert_proxy_dial_ports_total", help);
-    let ports = IntCounterVec::new(opts, &["kind", "family", "range"])?;
+    let ports = IntCounterVec::new(opts, &["family", "range"])?;
     registry.register(Box::new(ports.clone()))?;
     Ok(ports)
 }

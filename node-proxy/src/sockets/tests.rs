@@ -39,29 +39,40 @@ fn client(family: Family, n: u32) -> IpAddr {
 }
 
 /// Ends a connection in one of the ways in which connections end.
-async fn end(way: u32, mut dialled: PooledStream, mut app: TcpStream) -> io::Result<()> {
-    let mut buffer = [0; 8];
+async fn end(way: u32, dialled: PooledStream, app: TcpStream) -> io::Result<()> {
     match way % 4 {
-        0 => {
-            dialled.shutdown().await?;
-            assert_eq!(app.read(&mut buffer).await?, 0);
-            drop(app);
-            assert_eq!(dialled.read(&mut buffer).await?, 0);
+        0 => proxy_closes_first(dialled, app).await,
+        1 => app_closes_first(dialled, app).await,
+        2 => proxy_resets(dialled, app).await,
+        _ => {
+            drop(dialled);
+            Ok(())
         }
-        1 => {
-            app.shutdown().await?;
-            assert_eq!(dialled.read(&mut buffer).await?, 0);
-            dialled.shutdown().await?;
-            assert_eq!(app.read(&mut buffer).await?, 0);
-        }
-        2 => {
-            app.write_all(b"unread").await?;
-            dialled.reset();
-            let error = app.read(&mut buffer).await.err().map(|error| error.kind());
-            assert_eq!(error, Some(io::ErrorKind::ConnectionReset));
-        }
-        _ => drop(dialled),
     }
+}
+
+async fn proxy_closes_first(mut dialled: PooledStream, mut app: TcpStream) -> io::Result<()> {
+    dialled.shutdown().await?;
+    assert_eq!(app.read(&mut [0; 8]).await?, 0);
+    drop(app);
+    assert_eq!(dialled.read(&mut [0; 8]).await?, 0);
+    Ok(())
+}
+
+async fn app_closes_first(mut dialled: PooledStream, mut app: TcpStream) -> io::Result<()> {
+    app.shutdown().await?;
+    assert_eq!(dialled.read(&mut [0; 8]).await?, 0);
+    dialled.shutdown().await?;
+    assert_eq!(app.read(&mut [0; 8]).await?, 0);
+    Ok(())
+}
+
+async fn proxy_resets(dialled: PooledStream, mut app: TcpStream) -> io::Result<()> {
+    app.write_all(b"unread").await?;
+    dialled.reset();
+    let error = app.read(&mut [0; 8]).await.err();
+    let error = error.map(|error| error.kind());
+    assert_eq!(error, Some(io::ErrorKind::ConnectionReset));
     Ok(())
 }
 

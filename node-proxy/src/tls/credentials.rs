@@ -77,7 +77,14 @@ impl Credentials {
         let provider = Arc::new(provider());
         let keyed = (chain, key);
         Ok(Self {
-            server: server(&provider, domain, keyed.0.clone(), keyed.1.clone_key(), &anchors, lifetime)?,
+            server: server(
+                &provider,
+                domain,
+                keyed.0.clone(),
+                keyed.1.clone_key(),
+                &anchors,
+                lifetime,
+            )?,
             client: client(&provider, domain, keyed.0, keyed.1, anchors)?,
             identity: leaf.identity,
             not_after: leaf.not_after,
@@ -152,8 +159,12 @@ pub(super) fn provider() -> CryptoProvider {
 }
 
 fn ticket_key_lifetime(not_after: SystemTime) -> u32 {
-    let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
-    let lifetime = TICKET_KEY_LIFETIME.min(left / 2).max(Duration::from_secs(1));
+    let left = not_after
+        .duration_since(SystemTime::now())
+        .unwrap_or_default();
+    let lifetime = TICKET_KEY_LIFETIME
+        .min(left / 2)
+        .max(Duration::from_secs(1));
     u32::try_from(lifetime.as_secs()).unwrap_or(1)
 }
 

@@ -287,7 +287,9 @@ fn traffic<D>(
     match status.state? {
         ConnectionState::WriteTraffic(mut traffic) => {
             let written = with(&mut traffic);
-            written.map(Some).map_err(|error| Error::General(error.to_string()))
+            written
+                .map(Some)
+                .map_err(|error| Error::General(error.to_string()))
         }
         ConnectionState::EncodeTlsData(data) => encode(data, control).map(|_| None),
         ConnectionState::TransmitTlsData(data) => {

@@ -89,7 +89,12 @@ impl Authority {
     fn trusting(&self, service_account: &str, anchors: &Self) -> Credentials {
         let (leaf, key) = self.certify(&Subject::new(service_account));
         let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-        ok(Credentials::new(&domain(), vec![leaf], key, anchors.anchors()))
+        ok(Credentials::new(
+            &domain(),
+            vec![leaf],
+            key,
+            anchors.anchors(),
+        ))
     }
 }
 
@@ -168,7 +173,10 @@ async fn both_sides_know_each_other_and_resume_with_the_same_knowledge() {
 async fn nobody_resumes_with_other_credentials() {
     let authority = Authority::new();
     let (web, cart) = (authority.credentials("web"), authority.credentials("cart"));
-    let (renewed, other) = (authority.credentials("cart"), authority.credentials("other"));
+    let (renewed, other) = (
+        authority.credentials("cart"),
+        authority.credentials("other"),
+    );
     assert!(shake(&web, &cart, &identity("cart")).await.0.is_ok());
     let (client, _) = shake(&web, &renewed, &identity("cart")).await;
     assert!(!ok(client).session.is_resumed());
@@ -184,7 +192,10 @@ async fn a_client_refuses_another_authority_and_another_identity() {
     let (client, server) = shake(&web, &theirs.credentials("cart"), &identity("cart")).await;
     assert!(matches!(client, Err(HandshakeError::Tls(_))), "{client:?}");
     // The server is told by an alert, not by silence.
-    let told = matches!(server, Err(HandshakeError::Tls(rustls::Error::AlertReceived(_))));
+    let told = matches!(
+        server,
+        Err(HandshakeError::Tls(rustls::Error::AlertReceived(_)))
+    );
     assert!(told, "{server:?}");
     let (client, _) = shake(&web, &ours.credentials("other"), &identity("cart")).await;
     assert!(matches!(client, Err(HandshakeError::Tls(_))), "{client:?}");
@@ -195,7 +206,10 @@ async fn a_server_refuses_a_client_of_another_authority() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let stranger = theirs.trusting("web", &ours);
     let (_, server) = shake(&stranger, &ours.credentials("cart"), &identity("cart")).await;
-    let refused = matches!(server, Err(HandshakeError::Tls(rustls::Error::InvalidCertificate(_))));
+    let refused = matches!(
+        server,
+        Err(HandshakeError::Tls(rustls::Error::InvalidCertificate(_)))
+    );
     assert!(refused, "{server:?}");
 }
 
@@ -206,7 +220,10 @@ async fn a_first_byte_that_is_not_tls_is_told_apart() {
     ok(accepted.write_all(b"SSH-2.0-OpenSSH\r\n").await);
     let session = client_session(&authority.credentials("web"), &identity("cart"));
     let ended = handshake(session, &mut dialled, Vec::new()).await;
-    assert!(matches!(ended, Err(HandshakeError::NotTls { first: b'S' })), "{ended:?}");
+    assert!(
+        matches!(ended, Err(HandshakeError::NotTls { first: b'S' })),
+        "{ended:?}"
+    );
 }
 
 #[tokio::test]
@@ -240,9 +257,15 @@ fn a_leaf_names_one_identity_of_the_mesh_and_holds_now() {
     let two = with(|to| to.uris.push("spiffe://cluster.local/ns/a/sa/b".into()));
     assert_eq!(two, Err(PeerError::Uris { got: 2 }));
     let other = with(|to| to.uris = vec!["spiffe://other/ns/shop/sa/cart".into()]);
-    assert!(matches!(other, Err(PeerError::TrustDomain { .. })), "{other:?}");
+    assert!(
+        matches!(other, Err(PeerError::TrustDomain { .. })),
+        "{other:?}"
+    );
     let unnamed = with(|to| to.names = vec!["cart.shop.svc".into()]);
-    assert!(matches!(unnamed, Err(PeerError::ServerName { .. })), "{unnamed:?}");
+    assert!(
+        matches!(unnamed, Err(PeerError::ServerName { .. })),
+        "{unnamed:?}"
+    );
     let over = with(|to| to.not_after = 1000);
     assert!(matches!(over, Err(PeerError::NotNow { .. })), "{over:?}");
 }

@@ -93,12 +93,19 @@ impl Rig {
         let hour = Duration::from_secs(3600);
         self.fixture.control.sign_for(pod.identity.clone(), hour);
         self.fixture.proxy.identities.hold(&pod.identity, &pod.key);
-        ok(self.fixture.proxy.identities.credentials(&pod.identity).await)
+        ok(self
+            .fixture
+            .proxy
+            .identities
+            .credentials(&pod.identity)
+            .await)
     }
 
     /// Tells what `SERVICE` is.
     pub(super) fn resolve(&self, endpoints: &[(&str, &Identity, bool)]) {
-        let endpoints = endpoints.iter().map(|(at, identity, meshed)| endpoint(at, identity, *meshed));
+        let endpoints = endpoints
+            .iter()
+            .map(|(at, identity, meshed)| endpoint(at, identity, *meshed));
         let saved = json!([{
             "destination": SERVICE,
             "kind": "service",
@@ -106,7 +113,10 @@ impl Rig {
             "name": "cart",
             "endpoints": endpoints.collect::<Vec<_>>(),
         }]);
-        self.fixture.proxy.destinations.restore(ok(serde_json::from_value(saved)));
+        self.fixture
+            .proxy
+            .destinations
+            .restore(ok(serde_json::from_value(saved)));
     }
 
     /// Serves `MESHED` as the inbound listener of `cart`.
@@ -128,8 +138,7 @@ impl Rig {
         let dialled = self.connect(ok(listener.local_addr()));
         let (dialled, accepted) = tokio::join!(dialled, listener.accept());
         let (proxy, pod) = (&self.fixture.proxy, &self.web);
-        let accepted =
-            Accepted::for_tests(proxy, pod, Direction::Outbound, ok(accepted), addr(to));
+        let accepted = Accepted::for_tests(proxy, pod, Direction::Outbound, ok(accepted), addr(to));
         tokio::spawn(outbound::handle(accepted));
         dialled
     }
@@ -160,14 +169,20 @@ impl Rig {
     /// Asserts that a series with all of `labels` has this value.
     pub(super) fn assert_metric(&self, name: &str, labels: &[(&str, &str)], value: u64) {
         let text = ok(TextEncoder::new().encode_to_string(&self.fixture.registry.gather()));
-        let of_name: Vec<_> =
-            text.lines().filter(|line| line.starts_with(&format!("{name}{{"))).collect();
+        let of_name: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with(&format!("{name}{{")))
+            .collect();
         let has = |line: &str| {
-            let label = |(name, value): &(&str, &str)| line.contains(&format!("{name}=\"{value}\""));
+            let label =
+                |(name, value): &(&str, &str)| line.contains(&format!("{name}=\"{value}\""));
             labels.iter().all(label) && line.ends_with(&format!(" {value}"))
         };
         let found = of_name.iter().any(|line| has(line));
-        assert!(found, "no {name} with {labels:?} is {value} in {of_name:#?}");
+        assert!(
+            found,
+            "no {name} with {labels:?} is {value} in {of_name:#?}"
+        );
     }
 }
 
