@@ -30,7 +30,7 @@ pub const TABLE_IN: u32 = 17100;
 pub const TABLE_OUT: u32 = 17101;
 
 /// The interface index of `lo`, the same in every network namespace
-/// (<https://elixir.bootlin.com/linux/v6.18/source/include/net/net_namespace.h#L56>).
+/// (<https://elixir.bootlin.com/linux/v6.18/source/include/net/flow.h>).
 pub const LOOPBACK_IFINDEX: u32 = 1;
 
 /// The names of the maps, as the programs' object files say them.

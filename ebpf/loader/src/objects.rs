@@ -23,6 +23,9 @@ const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 static SILENT: u8 = 0;
 static VERBOSE: u8 = aya_log::Level::Debug as u8;
 
+/// libbpf's is 5 (<https://elixir.bootlin.com/linux/v6.18/source/tools/lib/bpf/libbpf_internal.h>).
+const LOAD_ATTEMPTS: usize = 10;
+
 /// The node's maps, which outlive agents.
 const NODE_MAPS: [&str; 7] = [
     map::PODS,
@@ -93,6 +96,27 @@ where
         .ok_or(ProgramError::NotLoaded)
         .and_then(TryFrom::try_from)
         .map_err(Error::kernel(format!("use the program {name}")))
+}
+
+/// Loads a program. The verifier gives up with EAGAIN when it finds a signal pending; it was seen
+/// while other threads of the process started children
+/// (<https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/verifier.c>, `signal_pending`).
+pub(crate) fn load(
+    name: &str,
+    mut attempt: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), Error> {
+    let mut result = attempt();
+    for _ in 1..LOAD_ATTEMPTS {
+        match &result {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == ErrorKind::WouldBlock =>
+            {
+                result = attempt();
+            }
+            _ => break,
+        }
+    }
+    result.map_err(Error::kernel(format!("load {name}")))
 }
 
 /// What was looked up, if it was there.

@@ -91,7 +91,7 @@ fn file_system(path: &Path) -> Option<FsType> {
 }
 
 /// Where the successor of a pin is made. A bpffs takes no dots in names
-/// (<https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/inode.c#L346>).
+/// (<https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/inode.c>).
 pub(crate) fn staged(pin: &Path) -> PathBuf {
     let mut path = pin.as_os_str().to_owned();
     path.push("_new");

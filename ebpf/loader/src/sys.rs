@@ -14,7 +14,7 @@ use std::{
 
 use nix::libc;
 
-// enum bpf_cmd, https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/bpf.h#L904
+// enum bpf_cmd, https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/bpf.h
 const BPF_OBJ_GET: c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: c_int = 15;
 const BPF_LINK_UPDATE: c_int = 29;
@@ -73,7 +73,7 @@ pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// `struct bpf_link_info`'s beginning
-/// (<https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/bpf.h#L6697>).
+/// (<https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/bpf.h>).
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {

@@ -41,9 +41,7 @@ pub(super) fn attach(object: &mut Ebpf, dir: &Path, options: &NodeOptions) -> Re
 fn attach_connect(object: &mut Ebpf, name: &str, pin: &Path, cgroup: &Path) -> Result<(), Error> {
     let doing = attaching(name, cgroup);
     let program: &mut CgroupSockAddr = objects::program(object, name)?;
-    program
-        .load()
-        .map_err(Error::kernel(format!("load {name}")))?;
+    objects::load(name, || program.load())?;
     let fd = program
         .fd()
         .and_then(|fd| Ok(fd.try_clone()?))
@@ -63,9 +61,7 @@ fn attach_notes(object: &mut Ebpf, pin: &Path, cgroup: &Path) -> Result<bool, Er
     let name = program::PROBE_NOTES;
     let doing = attaching(name, cgroup);
     let program: &mut SockOps = objects::program(object, name)?;
-    program
-        .load()
-        .map_err(Error::kernel(format!("load {name}")))?;
+    objects::load(name, || program.load())?;
     let fd = program
         .fd()
         .and_then(|fd| Ok(fd.try_clone()?))
@@ -89,7 +85,7 @@ fn attaching(name: &str, cgroup: &Path) -> String {
 }
 
 /// The directory and the cgroup's id, which is its inode number
-/// (<https://elixir.bootlin.com/linux/v6.18/source/include/linux/kernfs.h#L359>).
+/// (<https://elixir.bootlin.com/linux/v6.18/source/include/linux/kernfs.h>).
 fn open_cgroup(path: &Path) -> Result<(File, u64), Error> {
     if !pins::is_cgroup2(path) {
         return Err(Error::NotCgroup2 {

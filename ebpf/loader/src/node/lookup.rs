@@ -86,9 +86,7 @@ impl Lookup {
 fn load(object: &mut Ebpf) -> Result<(), Error> {
     let name = program::LOOKUP;
     let program: &mut SkLookup = objects::program(object, name)?;
-    program
-        .load()
-        .map_err(Error::kernel(format!("load {name}")))
+    objects::load(name, || program.load())
 }
 
 fn set_listeners(object: &mut Ebpf, listeners: [Option<BorrowedFd<'_>>; 4]) -> Result<(), Error> {

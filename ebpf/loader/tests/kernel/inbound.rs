@@ -4,12 +4,15 @@
 use std::{
     io::ErrorKind,
     net::{SocketAddr, TcpStream},
+    time::Instant,
 };
 
 use culvert_ebpf_loader::{Counters, Exclusions, PodOptions, Subnet};
 use socket2::Socket;
 
-use super::support::{Ear, IN, Must, World, addr, connect, dial, domain, tcp, transparent_v6};
+use super::support::{
+    Ear, IN, Must, PATIENCE, World, addr, connect, dial, domain, tcp, transparent_v6,
+};
 
 #[test]
 fn a_connection_from_the_wire_lands_on_the_inbound_listener() {
@@ -155,14 +158,17 @@ fn without_a_listener_it_is_refused_and_counted_never_plaintext() {
 fn when_the_listener_is_closed_it_is_refused_too() {
     let mut world = World::new();
     let app = world.app(|| Ear::plain("10.0.0.1:8080"));
-    // The listener's slot is emptied when the socket is closed.
     world.ears = super::support::Ears::new(&world.pod);
-    let error = world
-        .wire
-        .run(|| dial("10.0.0.1:8080"))
-        .err()
-        .map(|e| e.kind());
-    assert_eq!(error, Some(ErrorKind::ConnectionRefused));
+    // The slot is emptied when the listener's last descriptor is closed: not yet while a child
+    // that another test just started has its copy.
+    let deadline = Instant::now() + PATIENCE;
+    let error = loop {
+        match world.wire.run(|| dial("10.0.0.1:8080")).map(drop) {
+            Err(error) if error.kind() != ErrorKind::ConnectionReset => break error,
+            _ => assert!(Instant::now() < deadline, "the listener stays"),
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     assert_eq!(world.counters().dropped, 1);
     assert!(app.hears_nothing());
 }
@@ -257,32 +263,4 @@ fn own_addresses_change() {
         "on lo, to an address that is not own: the outbound listener"
     );
     let _ = world.ears.out4.accept();
-}
-
-#[test]
-fn zz_hypothesis() {
-    let mut world = World::new();
-    let app = world.app(|| Ear::plain("10.0.0.1:8080"));
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..3 {
-            scope.spawn(|| {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    let _ = std::process::Command::new("true").status();
-                }
-            });
-        }
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let mut kinds = std::collections::BTreeMap::new();
-            for _ in 0..200 {
-                world.attach(&Exclusions::default());
-                world.ears = super::support::Ears::new(&world.pod);
-                let kind = world.wire.run(|| dial("10.0.0.1:8080").err().map(|e| e.kind()));
-                *kinds.entry(format!("{kind:?}")).or_insert(0) += 1;
-                if kinds.values().sum::<i32>() % 20 == 0 { println!("{kinds:?}"); }
-            }
-        }));
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        println!("{:?}, app hears nothing: {}", result.is_ok(), app.hears_nothing());
-    });
 }
