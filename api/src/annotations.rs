@@ -50,7 +50,10 @@ mod tests {
         let pod = of("linkerd.io/inject", "disabled");
         let namespace = of("culvert.io/inject", "enabled");
         assert_eq!(effective(INJECT, &pod, &namespace), Some("disabled"));
-        assert_eq!(effective(INJECT, &of("a", "b"), &namespace), Some("enabled"));
+        assert_eq!(
+            effective(INJECT, &of("a", "b"), &namespace),
+            Some("enabled")
+        );
         assert_eq!(effective(INJECT, &of("a", "b"), &of("a", "b")), None);
     }
 }

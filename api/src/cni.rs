@@ -85,6 +85,11 @@ pub struct OptIn {
     pub unmeshed_pods: Vec<String>,
 }
 
+/// Beside the [`OptIn`] file: the directory where the plugin leaves the [`Attachment`] of each pod
+/// that it let pass while the agent was away, as `<container id>.<interface>.json`. The agent takes
+/// them over after it has bound its socket; the plugin asks once more after it has left one.
+pub const PASSED_DIR: &str = "passed";
+
 /// The error codes of the CNI specification that the plugin uses.
 pub mod code {
     /// Incompatible CNI version.

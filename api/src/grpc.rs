@@ -136,9 +136,14 @@ mod tests {
             let addr: SocketAddr = text.parse().unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(SocketAddr::try_from(&v1::Address::from(addr)), Ok(addr));
         }
-        let mapped: SocketAddr = "[::ffff:10.0.0.1]:80".parse().unwrap_or_else(|e| panic!("{e}"));
+        let mapped: SocketAddr = "[::ffff:10.0.0.1]:80"
+            .parse()
+            .unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(v1::Address::from(mapped).ip, [10, 0, 0, 1]);
-        let bad = v1::Address { ip: vec![1, 2, 3], port: 80 };
+        let bad = v1::Address {
+            ip: vec![1, 2, 3],
+            port: 80,
+        };
         assert!(SocketAddr::try_from(&bad).is_err());
     }
 
@@ -146,7 +151,10 @@ mod tests {
     fn an_unreadable_rule_lets_nobody_in() {
         let later = v1::Policy {
             pod_uid: String::new(),
-            rules: vec![v1::Rule { name: "x".into(), clients: 99 }],
+            rules: vec![v1::Rule {
+                name: "x".into(),
+                clients: 99,
+            }],
         };
         assert!(InboundPolicy::from(&later).requires_identity());
     }

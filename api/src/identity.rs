@@ -87,7 +87,9 @@ impl std::str::FromStr for Identity {
     type Err = NotAnIdentity;
 
     fn from_str(uri: &str) -> Result<Self, NotAnIdentity> {
-        parse(uri).ok_or_else(|| NotAnIdentity { got: uri.to_owned() })
+        parse(uri).ok_or_else(|| NotAnIdentity {
+            got: uri.to_owned(),
+        })
     }
 }
 
@@ -140,7 +142,10 @@ mod tests {
     #[test]
     fn server_names_belong_to_their_domain_only() {
         let name = domain().server_name(&domain().identity("shop", "cart"));
-        assert_eq!(name, "cart.shop.serviceaccount.identity.culvert.cluster.local");
+        assert_eq!(
+            name,
+            "cart.shop.serviceaccount.identity.culvert.cluster.local"
+        );
         assert!(domain().contains(&name));
         assert!(domain().contains(&name.to_uppercase()));
         assert!(!domain().contains("cart.shop.svc.cluster.local"));

@@ -13,14 +13,27 @@ use crate::{
     error::{Error, NoAnswer},
 };
 
+/// Why a command may succeed without the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// ADD of a pod that may be opted in later: the agent must hear of it.
+    Unmeshed(String),
+    /// Nothing that the agent would miss.
+    NoMatter(String),
+}
+
 /// Says why the command may succeed without the agent, or fails.
-pub fn decide(settings: &Settings, command: &Command, reason: NoAnswer) -> Result<String, Error> {
+pub fn decide(settings: &Settings, command: &Command, reason: NoAnswer) -> Result<Pass, Error> {
     let (code, consequence) = match command {
         Command::Add(attachment) => match known_unmeshed(settings, attachment) {
-            Ok(why) => return Ok(format!("{reason}; ADD passes: {why}")),
+            Ok(pass) => return Ok(pass),
             Err(consequence) => (code::TRY_AGAIN, consequence),
         },
-        Command::Del(_) => return Ok(format!("{reason}; the agent collects the pod later")),
+        Command::Del(_) => {
+            return Ok(Pass::NoMatter(format!(
+                "{reason}; the agent collects the pod later"
+            )));
+        }
         Command::Check(_) => (code::TRY_AGAIN, "so the pod can't be checked".to_owned()),
         Command::Gc { .. } => (code::TRY_AGAIN, "so nothing was collected".to_owned()),
         Command::Status => (
@@ -37,7 +50,7 @@ pub fn decide(settings: &Settings, command: &Command, reason: NoAnswer) -> Resul
 }
 
 /// Why the pod may start without the agent, or why it may not.
-fn known_unmeshed(settings: &Settings, attachment: &Attachment) -> Result<String, String> {
+fn known_unmeshed(settings: &Settings, attachment: &Attachment) -> Result<Pass, String> {
     let arg = |name| attachment.args.get(name).map(String::as_str);
     let Some(namespace) = arg("K8S_POD_NAMESPACE") else {
         let problem = "the runtime names no pod in CNI_ARGS (K8S_POD_NAMESPACE, K8S_POD_UID), so \
@@ -45,12 +58,13 @@ fn known_unmeshed(settings: &Settings, attachment: &Attachment) -> Result<String
         return Err(problem.to_owned());
     };
     if settings.never_mesh.iter().any(|never| never == namespace) {
-        return Ok(format!("namespace {namespace} is never meshed (neverMesh)"));
+        let why = format!("the namespace {namespace} is never meshed (neverMesh)");
+        return Ok(Pass::NoMatter(why));
     }
     let opt_in = settings.opt_in_file.as_deref().map(unmeshed_pods);
     match (arg("K8S_POD_UID"), opt_in) {
         (Some(uid), Some(Ok(pods))) if pods.iter().any(|pod| pod == uid) => {
-            Ok(format!("pod {uid} is known to be unmeshed"))
+            Ok(Pass::Unmeshed(format!("pod {uid} is known to be unmeshed")))
         }
         (_, Some(Err(problem))) => Err(unknown(namespace, &format!(" ({problem})"))),
         _ => Err(unknown(namespace, "")),

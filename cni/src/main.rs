@@ -17,6 +17,7 @@ mod away;
 mod config;
 mod error;
 mod input;
+mod note;
 mod plugin;
 mod reply;
 

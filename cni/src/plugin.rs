@@ -3,20 +3,22 @@
 
 use std::{io::Read, time::Duration};
 
-use culvert_api::cni::{Command, Response};
+use culvert_api::cni::{Attachment, Command, Response};
 
 use crate::{
-    agent, away,
-    config::{self, Config, Fields},
+    agent,
+    away::{self, Pass},
+    config::{self, Config, Fields, Settings},
     error::Error,
     input::{Environment, Verb},
+    note,
     reply::{Outcome, Success},
 };
 
 /// An agent that is starting waits for its first snapshot; kubelet gives a sandbox minutes.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Runtimes ask for STATUS every few seconds.
-const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+const QUICK: Duration = Duration::from_secs(2);
 
 /// Carries out one command.
 pub fn run(environment: &Environment, stdin: impl Read) -> Outcome {
@@ -113,24 +115,60 @@ fn valid(config: &Config) -> Result<Vec<(String, String)>, Error> {
 fn obey(config: &Config, command: Command) -> Result<(), Error> {
     let settings = &config.settings;
     let patience = match command {
-        Command::Status => STATUS_PATIENCE,
+        Command::Status => QUICK,
         _ => PATIENCE,
     };
-    match agent::ask(&settings.agent_socket, command.clone(), patience) {
-        Ok(Response::Done { steered: _ }) => Ok(()),
-        Ok(Response::Failed {
+    let reason = match agent::ask(&settings.agent_socket, command.clone(), patience) {
+        Ok(response) => return carried_out(settings, &command, response),
+        Err(reason) => reason,
+    };
+    match (&command, away::decide(settings, &command, reason)?) {
+        (Command::Add(attachment), Pass::Unmeshed(why)) => {
+            eprintln!("culvert-cni: culvert-agent is away: {why}");
+            pass(settings, attachment)
+        }
+        (_, Pass::NoMatter(why) | Pass::Unmeshed(why)) => {
+            eprintln!("culvert-cni: culvert-agent is away: {why}");
+            forget(settings, &command);
+            Ok(())
+        }
+    }
+}
+
+/// An agent that came up just now may have looked for notes before this one was there: it is asked
+/// once more.
+fn pass(settings: &Settings, attachment: &Attachment) -> Result<(), Error> {
+    if let Err(error) = note::leave(settings, attachment) {
+        eprintln!("culvert-cni: the agent will not hear of this pod: {error}");
+    }
+    let command = Command::Add(attachment.clone());
+    match agent::ask(&settings.agent_socket, command.clone(), QUICK) {
+        Ok(response) => carried_out(settings, &command, response),
+        Err(_) => Ok(()),
+    }
+}
+
+/// The agent knows better than an earlier note, and what is deleted needs none.
+fn forget(settings: &Settings, command: &Command) {
+    if let Command::Add(attachment) | Command::Del(attachment) = command
+        && let Err(error) = note::take_back(settings, attachment)
+    {
+        eprintln!("culvert-cni: an old note for the agent stays: {error}");
+    }
+}
+
+fn carried_out(settings: &Settings, command: &Command, response: Response) -> Result<(), Error> {
+    forget(settings, command);
+    match response {
+        Response::Done { steered: _ } => Ok(()),
+        Response::Failed {
             code,
             message,
             details,
-        }) => Err(Error::Agent {
+        } => Err(Error::Agent {
             code,
             message,
             details,
         }),
-        Err(reason) => {
-            let note = away::decide(settings, &command, reason)?;
-            eprintln!("culvert-cni: culvert-agent is away: {note}");
-            Ok(())
-        }
     }
 }

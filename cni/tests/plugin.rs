@@ -303,3 +303,21 @@ fn mistakes_give_one_object_with_the_specs_code() {
     }
     assert!(plugin("DEL", "", &unknown).status.success());
 }
+
+#[test]
+fn a_pod_that_passes_leaves_a_note_until_the_agent_answers_for_it() {
+    let fixture = Fixture::new();
+    let config = fixture.config("1.0.0", &fixture.opt_in(r#"{"unmeshed_pods":["u1"]}"#));
+    let note = fixture.dir.path().join("passed/Container-1.eth0.json");
+    for (command, answered) in [("DEL", false), ("DEL", true), ("ADD", true)] {
+        assert!(plugin("ADD", "/run/netns/x", &config).status.success());
+        let text = std::fs::read(&note).unwrap_or_else(|e| panic!("{e}"));
+        let pod: cni::Attachment = serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(pod.netns.as_deref(), Some(Path::new("/run/netns/x")));
+        let agent = answered.then(|| fixture.agent(done(false)));
+        assert!(plugin(command, "/run/netns/x", &config).status.success());
+        assert!(!note.exists(), "the note stays after {command}");
+        agent.map(served);
+        let _ = std::fs::remove_file(fixture.dir.path().join("cni.sock"));
+    }
+}

@@ -61,7 +61,9 @@ pub async fn build(config: Config) -> anyhow::Result<Agent> {
     let proxies =
         ProxyLink::bind(&path, uid, hub, metrics.clone()).with_context(|| cannot_bind(&path))?;
     let path = bind("cni.sock");
-    let cni = CniServer::bind(&path, pods, metrics).with_context(|| cannot_bind(&path))?;
+    let cni = CniServer::bind(&path, pods.clone(), metrics).with_context(|| cannot_bind(&path))?;
+    // After the socket is bound: from here on the plugin leaves no note without asking again.
+    tokio::spawn(pods.adopt_passed());
     Ok(Agent {
         admin,
         proxies,

@@ -10,7 +10,9 @@ mod state;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use culvert_api::{
@@ -28,6 +30,9 @@ use crate::{
     proxy_link::hub::Hub,
     store::{Record, Store},
 };
+
+/// How long a pod that could not be adopted waits.
+const ADOPT_AGAIN: Duration = Duration::from_secs(5);
 
 /// The sandboxes of this node. Clones share them.
 #[derive(Clone, Debug)]
@@ -55,6 +60,8 @@ pub struct Shared {
 #[derive(Debug)]
 enum Command {
     Add(Attachment, oneshot::Sender<Response>),
+    /// It runs already: the CNI plugin let it pass while no agent was there.
+    Adopt(Attachment, oneshot::Sender<Response>),
     /// Of one interface.
     Del(String, oneshot::Sender<Response>),
     Check(oneshot::Sender<Response>),
@@ -148,6 +155,43 @@ impl Pods {
         let restored = futures_util::future::join_all(restored).await;
         let steered = |response: &Response| matches!(response, Response::Done { .. });
         self.collect(restored.iter().all(steered)).await
+    }
+
+    /// Takes in the pods that the CNI plugin let pass while no agent was there, until none is left.
+    pub async fn adopt_passed(self) {
+        loop {
+            let passed = self.shared.store.passed();
+            if passed.is_empty() {
+                return;
+            }
+            let adopted = passed.into_iter().map(|(note, pod)| self.adopt(note, pod));
+            futures_util::future::join_all(adopted).await;
+            tokio::time::sleep(ADOPT_AGAIN).await;
+        }
+    }
+
+    async fn adopt(&self, note: PathBuf, attachment: Attachment) {
+        let id = attachment.container_id.clone();
+        let gone = attachment
+            .netns
+            .as_ref()
+            .is_none_or(|netns| !netns.exists());
+        if !gone {
+            let adopted = self
+                .ask(&id, |reply| Command::Adopt(attachment, reply))
+                .await;
+            if matches!(adopted, Response::Failed { .. }) {
+                return;
+            }
+        }
+        tracing::info!(
+            container.id = id,
+            gone,
+            "A pod that passed without the agent is known now"
+        );
+        if let Err(error) = std::fs::remove_file(&note) {
+            tracing::warn!(path = %note.display(), %error, "Could not remove a note of the CNI plugin");
+        }
     }
 
     /// Unpins what belongs to no record. What other versions pinned goes once nothing needs it.

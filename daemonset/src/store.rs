@@ -10,10 +10,10 @@ use std::{
 };
 
 use culvert_api::{
-    cni::OptIn,
+    cni::{Attachment, OptIn, PASSED_DIR},
     workload::{NetnsCookie, PodUid, Workload, WorkloadKey},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{desired::exclusions::Exclusions, enrolment::sysctl};
 
@@ -138,6 +138,18 @@ impl Store {
         write(&self.dir.join("opt-in.json"), opt_in, File::sync_data)
     }
 
+    /// The pods that the CNI plugin let pass while no agent was there, each with its note.
+    pub fn passed(&self) -> Vec<(PathBuf, Attachment)> {
+        let entries = fs::read_dir(self.dir.join(PASSED_DIR))
+            .into_iter()
+            .flatten();
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let notes = paths.filter(|path| path.extension().is_some_and(|end| end == "json"));
+        notes
+            .filter_map(|path| Some((path.clone(), read(&path)?)))
+            .collect()
+    }
+
     fn path(&self, key: &WorkloadKey) -> PathBuf {
         self.dir.join("pods").join(format!("{key}.json"))
     }
@@ -149,10 +161,10 @@ pub fn is_file_name(uid: &PodUid) -> bool {
     !uid.0.is_empty() && uid.0.len() <= 128 && uid.0.bytes().all(fit)
 }
 
-fn read(path: &Path) -> Option<Record> {
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let bytes = fs::read(path).ok()?;
     match serde_json::from_slice(&bytes) {
-        Ok(record) => Some(record),
+        Ok(value) => Some(value),
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "Removing a state file that can't be read");
             drop(fs::remove_file(path));

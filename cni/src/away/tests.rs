@@ -13,7 +13,7 @@ fn add(args: &[(&str, &str)]) -> Command {
     })
 }
 
-fn decided(settings: &Settings, command: &Command) -> Result<String, u32> {
+fn decided(settings: &Settings, command: &Command) -> Result<Pass, u32> {
     let reason = NoAnswer::Connect(io::ErrorKind::NotFound.into());
     decide(settings, command, reason).map_err(|error| error.code())
 }
@@ -32,8 +32,10 @@ fn add_passes_only_what_is_known_to_be_unmeshed() {
     fs::write(file.path(), r#"{"unmeshed_pods":["plain"]}"#).unwrap_or_else(|e| panic!("{e}"));
     let settings = settings(file.path());
     let pod = |namespace, uid| add(&[("K8S_POD_NAMESPACE", namespace), ("K8S_POD_UID", uid)]);
-    assert!(decided(&settings, &pod("culvert", "any")).is_ok());
-    assert!(decided(&settings, &pod("shop", "plain")).is_ok());
+    let never = decided(&settings, &pod("culvert", "any"));
+    assert!(matches!(never, Ok(Pass::NoMatter(_))), "{never:?}");
+    let unmeshed = decided(&settings, &pod("shop", "plain"));
+    assert!(matches!(unmeshed, Ok(Pass::Unmeshed(_))), "{unmeshed:?}");
     assert_eq!(decided(&settings, &pod("shop", "other")), Err(11));
     assert_eq!(
         decided(&settings, &add(&[("K8S_POD_NAMESPACE", "shop")])),

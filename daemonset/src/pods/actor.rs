@@ -117,7 +117,14 @@ impl Actor {
     /// A caller that went away does not want the answer.
     async fn command(&mut self, command: Command) {
         match command {
-            Command::Add(attachment, reply) => drop(reply.send(self.add(attachment).await)),
+            Command::Add(attachment, reply) => {
+                let added = self.try_add(attachment).await;
+                drop(reply.send(self.answer(added)));
+            }
+            Command::Adopt(attachment, reply) => {
+                let adopted = self.try_adopt(attachment).await;
+                drop(reply.send(self.answer(adopted)));
+            }
             Command::Del(ifname, reply) => {
                 let others = |attached: &Attached| {
                     let mut left = attached.record.ifnames.clone();
@@ -135,8 +142,8 @@ impl Actor {
         }
     }
 
-    async fn add(&mut self, attachment: Attachment) -> Response {
-        match self.try_add(attachment).await {
+    fn answer(&self, added: Result<(), Fault>) -> Response {
+        match added {
             Ok(()) => self.done(),
             Err(fault) => {
                 tracing::warn!(
@@ -149,6 +156,25 @@ impl Actor {
     }
 
     async fn try_add(&mut self, attachment: Attachment) -> Result<(), Fault> {
+        let wanted = self.try_attach(attachment).await?;
+        if wanted.mesh.is_some() && !self.is_steered() {
+            let enrolled = self.enrol(&wanted, false).await;
+            if enrolled.is_err() {
+                self.release().await;
+            }
+            enrolled?;
+        }
+        Ok(())
+    }
+
+    /// A pod that runs already: what it should be it becomes live.
+    async fn try_adopt(&mut self, attachment: Attachment) -> Result<(), Fault> {
+        self.try_attach(attachment).await?;
+        self.follow().await;
+        Ok(())
+    }
+
+    async fn try_attach(&mut self, attachment: Attachment) -> Result<Wanted, Fault> {
         let pod = pod_ref(&attachment)?;
         let path = attachment.netns.clone().ok_or(Fault::NoNetns)?;
         let wanted = self.wait_for(&pod).await?;
@@ -162,14 +188,7 @@ impl Actor {
             self.attach(&attachment, path, &wanted, netns).await?;
         }
         self.add_interface(attachment.ifname)?;
-        if wanted.mesh.is_some() && !self.is_steered() {
-            let enrolled = self.enrol(&wanted, false).await;
-            if enrolled.is_err() {
-                self.release().await;
-            }
-            enrolled?;
-        }
-        Ok(())
+        Ok(wanted)
     }
 
     async fn wait_for(&self, pod: &PodRef) -> Result<Wanted, Fault> {

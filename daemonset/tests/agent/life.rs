@@ -211,3 +211,21 @@ async fn a_pod_that_a_new_agent_can_not_steer_again_is_cut_off_until_it_can() {
     let (client, stream) = expect_steered(&node, &proxy);
     end(client, stream);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_passed_without_an_agent_is_taken_in_and_can_enter_the_mesh() {
+    let mut node = Node::new("passed");
+    node.write_pod("disabled");
+    let note = node.path("state/passed").join("c1.eth0.json");
+    fs::create_dir_all(node.path("state/passed")).unwrap_or_else(|e| panic!("{e}"));
+    let attachment = serde_json::to_vec(&node.attachment()).unwrap_or_else(|e| panic!("{e}"));
+    fs::write(&note, attachment).unwrap_or_else(|e| panic!("{e}"));
+    node.start(0);
+    node.until("the note is taken", || (!note.exists()).then_some(()));
+    assert_eq!(node.ask(Command::Check(node.attachment())), UNSTEERED);
+    let (mut proxy, _) = Proxy::snapshot(&node).await;
+    node.write_pod("enabled");
+    let (_, live) = pod_message(&mut proxy).await;
+    assert!(live);
+    assert_eq!(node.ask(Command::Check(node.attachment())), STEERED);
+}
