@@ -76,7 +76,7 @@ pub struct Args {
     /// The key of your own issuer in PEM.
     #[arg(long, env = "CULVERT_ISSUER_KEY", value_name = "FILE")]
     issuer_key: Option<PathBuf>,
-    /// How many destinations and policies one node may follow.
+    /// How many destinations and policies one stream of a node may follow.
     #[arg(long, env = "CULVERT_MAX_SUBSCRIPTIONS", value_name = "N", default_value_t = MAX_SUBSCRIPTIONS)]
     max_subscriptions: usize,
     /// What to log: a level, or a list of target=level.
@@ -125,7 +125,7 @@ pub struct Config {
     pub issuance_lifetime: Duration,
     /// The user's own authority, instead of one in the state directory.
     pub authority: Option<GivenFiles>,
-    /// How many destinations and policies one node may follow.
+    /// How many destinations and policies one stream of a node may follow.
     pub max_subscriptions: usize,
     /// What to log.
     pub log: String,

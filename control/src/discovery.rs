@@ -18,12 +18,12 @@ use tonic::{Request, Response, Status, Streaming};
 
 use self::progress::Streams;
 use crate::{
-    index::{Index, Refused, Report, View},
+    index::{Applied, Index, Refused, Report, View},
     metrics::Metrics,
     tokens::Authenticator,
 };
 
-/// How many destinations and policies a node may follow.
+/// How many destinations and policies one stream of a node may follow.
 pub const MAX_SUBSCRIPTIONS: usize = 100_000;
 
 /// The discovery service.
@@ -36,7 +36,7 @@ pub struct Discovery {
 pub struct Parts {
     /// The index that it serves.
     pub index: Arc<Mutex<Index>>,
-    /// The newest version whose reports are kept on disk.
+    /// The revision of the reports that is kept on disk.
     pub kept: watch::Receiver<u64>,
     /// Becomes true when control stops.
     pub stopping: watch::Receiver<bool>,
@@ -44,7 +44,7 @@ pub struct Parts {
     pub authenticator: Authenticator,
     /// Where it counts.
     pub metrics: Metrics,
-    /// How many destinations and policies a node may follow.
+    /// How many destinations and policies one stream of a node may follow.
     pub max_subscriptions: usize,
 }
 
@@ -127,16 +127,16 @@ fn until(
 // === impl Shared ===
 
 impl Shared {
-    fn apply(&self, node: &str, report: &Report) -> Result<u64, Refused> {
+    fn apply(&self, node: &str, report: &Report) -> Result<Applied, Refused> {
         self.index
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .report(node, report)
     }
 
-    /// Waits until the reports of `version` are on disk.
-    async fn kept(&self, version: u64) {
+    /// Waits until the reports of `revision` are on disk.
+    async fn kept(&self, revision: u64) {
         // An error says that control is stopping.
-        let _ = self.kept.clone().wait_for(|kept| *kept >= version).await;
+        let _ = self.kept.clone().wait_for(|kept| *kept >= revision).await;
     }
 }

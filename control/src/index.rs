@@ -30,6 +30,15 @@ pub struct Index {
     view: watch::Sender<Arc<View>>,
 }
 
+/// A report is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The version of the view that has it.
+    pub version: u64,
+    /// The revision of the reports that has it.
+    pub revision: u64,
+}
+
 /// A report is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -80,22 +89,29 @@ impl Index {
         self.rebuild();
     }
 
-    /// Applies what `node` reports of one of its pods. Answers the version of the view that has
-    /// it: the present one, if it was known already or the pod is gone.
-    pub fn report(&mut self, node: &str, report: &Report) -> Result<u64, Refused> {
+    /// Applies what `node` reports of one of its pods. What was known already is taken too.
+    pub fn report(&mut self, node: &str, report: &Report) -> Result<Applied, Refused> {
         let next = self.view.borrow().version + 1;
         let known = match self.pod_of(node, &report.uid) {
             Ok(pod) => self.reports.borrow().apply(report, &pod, next)?,
             // Objects go before their pods do.
             Err(Refused::UnknownPod { .. }) if !report.steered => {
-                self.keep(&report.uid, self.reports.borrow().withdrawn(report, node));
-                return Ok(self.view.borrow().version);
+                let known = self.reports.borrow().withdrawn(report, node);
+                self.keep(&report.uid, known);
+                return Ok(self.applied(u64::MAX));
             }
             Err(refused) => return Err(refused),
         };
         self.keep(&report.uid, known);
         let version = self.reports.borrow().version_of(&report.uid);
-        Ok(version.min(self.view.borrow().version))
+        Ok(self.applied(version))
+    }
+
+    fn applied(&self, version: u64) -> Applied {
+        Applied {
+            version: version.min(self.view.borrow().version),
+            revision: self.reports.borrow().revision(),
+        }
     }
 
     fn keep(&self, uid: &PodUid, known: Option<Known>) {

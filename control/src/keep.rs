@@ -35,7 +35,7 @@ pub fn load(state_dir: &Path) -> Result<Reports, Lost> {
     }
 }
 
-/// Writes the reports whenever they change, and says up to which version they are written.
+/// Writes the reports whenever they change, and says which revision of them is written.
 pub async fn keep(
     state_dir: PathBuf,
     mut reports: watch::Receiver<Arc<Reports>>,
@@ -44,14 +44,14 @@ pub async fn keep(
 ) {
     while reports.changed().await.is_ok() {
         let newest = Arc::clone(&reports.borrow_and_update());
-        let version = newest.newest();
+        let revision = newest.revision();
         let path = state_dir.join(FILE);
         let written = spawn_blocking(move || write(&path, &newest)).await;
         if let Err(error) = written.map_err(io::Error::other).flatten() {
             metrics.keep_errors.inc();
             tracing::error!(%error, "Could not keep the nodes' reports; a restart of control forgets them");
         }
-        kept.send_replace(version);
+        kept.send_replace(revision);
     }
 }
 

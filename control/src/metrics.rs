@@ -4,7 +4,7 @@
 use culvert_api::grpc::v1::watch_response::Kind;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use crate::index::Refused;
+use crate::index::{Applied, Refused};
 
 /// What control counts. Clones share it.
 #[derive(Clone, Debug)]
@@ -113,7 +113,7 @@ impl Metrics {
     }
 
     /// A report came.
-    pub fn reported(&self, result: &Result<u64, Refused>) {
+    pub fn reported(&self, result: &Result<Applied, Refused>) {
         let label = match result {
             Ok(_) => "applied",
             Err(Refused::UnknownPod { .. }) => "early",

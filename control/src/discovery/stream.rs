@@ -21,7 +21,7 @@ use tonic::{Status, Streaming};
 
 use super::{Shared, progress::Place, subscriptions::Subscriptions};
 use crate::{
-    index::{Refused, Report, View},
+    index::{Applied, Refused, Report, View},
     metrics::Share,
     server::until,
     tokens::Caller,
@@ -242,12 +242,12 @@ impl Stream {
 
     /// Applies a report, and answers it when the other nodes know it.
     fn report(&mut self, report: Report) -> Result<(), Status> {
-        let applied = self.shared.apply(&self.caller.node, &report);
-        self.shared.metrics.reported(&applied);
-        match applied {
-            Ok(version) => {
+        let result = self.shared.apply(&self.caller.node, &report);
+        self.shared.metrics.reported(&result);
+        match result {
+            Ok(applied) => {
                 self.early.remove(&report.uid);
-                self.answer(report, version)
+                self.answer(report, applied)
             }
             Err(Refused::UnknownPod { .. }) => self.keep(report),
             Err(error @ Refused::OtherNode { .. }) => {
@@ -274,14 +274,15 @@ impl Stream {
         Ok(())
     }
 
-    fn answer(&self, report: Report, version: u64) -> Result<(), Status> {
+    fn answer(&self, report: Report, applied: Applied) -> Result<(), Status> {
         // Reserved now, so that answers that nobody reads yet are bounded.
         let sender = self.reported.0.clone();
         let permit = sender.try_reserve_owned();
         let permit = permit.map_err(|_| Status::resource_exhausted("too many open reports"))?;
         let shared = self.shared.clone();
         tokio::spawn(async move {
-            let (laggards, ()) = tokio::join!(shared.streams.known(version), shared.kept(version));
+            let known = shared.streams.known(applied.version);
+            let (laggards, ()) = tokio::join!(known, shared.kept(applied.revision));
             if laggards > 0 {
                 tracing::warn!(pod.uid = %report.uid, laggards, "Nodes did not acknowledge a report");
             }

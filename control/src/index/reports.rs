@@ -45,6 +45,9 @@ pub struct Stale {
 #[serde(transparent)]
 pub struct Reports {
     pods: BTreeMap<PodUid, Known>,
+    /// Grows with each change, in this run.
+    #[serde(skip)]
+    revision: u64,
 }
 
 /// The last report of a pod.
@@ -66,13 +69,9 @@ pub struct Known {
 // === impl Reports ===
 
 impl Reports {
-    /// The newest version of a view that a report made.
-    pub(crate) fn newest(&self) -> u64 {
-        self.pods
-            .values()
-            .map(|known| known.version)
-            .max()
-            .unwrap_or(0)
+    /// Which state of the reports this is, in this run.
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// Whether the pod's own node last said that it is steered.
@@ -85,6 +84,7 @@ impl Reports {
     }
 
     pub(super) fn insert(&mut self, uid: PodUid, known: Known) {
+        self.revision += 1;
         self.pods.insert(uid, known);
     }
 
@@ -146,7 +146,9 @@ impl Reports {
         for uid in absent.iter().skip(MAX_ABSENT) {
             next.pods.remove(uid);
         }
-        (next != *self).then_some(next)
+        let modified = next != *self;
+        next.revision += 1;
+        modified.then_some(next)
     }
 
     fn follow(&mut self, uid: &PodUid, addresses: Addresses) {

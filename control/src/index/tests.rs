@@ -39,6 +39,10 @@ fn peer(index: &Index, address: &str) -> Arc<Peer> {
     }
 }
 
+fn version(result: Result<Applied, Refused>) -> Option<u64> {
+    result.ok().map(|applied| applied.version)
+}
+
 fn ready() -> String {
     format!(
         "{SERVICE}{}{}",
@@ -259,7 +263,10 @@ fn only_the_pods_own_node_makes_it_meshed() {
         "{unknown:?}"
     );
     assert!(!peer(&index, "10.0.0.1:1").meshed);
-    assert_eq!(index.report("n1", &report("a", 1, 1, true)), Ok(2));
+    assert_eq!(
+        version(index.report("n1", &report("a", 1, 1, true))),
+        Some(2)
+    );
     assert!(peer(&index, "10.0.0.1:1").meshed);
     assert_eq!(
         endpoints(&index, "10.96.0.1:80"),
@@ -270,15 +277,21 @@ fn only_the_pods_own_node_makes_it_meshed() {
 #[test]
 fn older_reports_are_ignored_and_repeated_ones_change_nothing() {
     let mut index = index(&ready());
-    assert_eq!(index.report("n1", &report("a", 1, 5, true)), Ok(2));
+    assert_eq!(
+        version(index.report("n1", &report("a", 1, 5, true))),
+        Some(2)
+    );
     let stale = index.report("n1", &report("a", 1, 4, false));
     assert_eq!(stale, Err(Refused::Stale(Stale { got: 4, known: 5 })));
     assert_eq!(
-        index.report("n1", &report("a", 1, 5, true)),
-        Ok(2),
+        version(index.report("n1", &report("a", 1, 5, true))),
+        Some(2),
         "the version that had it"
     );
-    assert_eq!(index.report("n1", &report("a", 1, 6, false)), Ok(3));
+    assert_eq!(
+        version(index.report("n1", &report("a", 1, 6, false))),
+        Some(3)
+    );
     assert!(!peer(&index, "10.0.0.1:1").meshed);
 }
 
@@ -322,8 +335,8 @@ fn a_report_may_be_ahead_of_the_address_and_survives_a_restart() {
         "its file was gone for a moment only"
     );
     assert_eq!(
-        second.report("n1", &report("a", 1, 1, true)),
-        Ok(0),
+        version(second.report("n1", &report("a", 1, 1, true))),
+        Some(0),
         "known since before"
     );
     let other = pod("a", "n1", &["10.0.0.1"]).replace("uid-a", "uid-other");
@@ -340,14 +353,17 @@ fn a_pod_that_is_gone_is_withdrawn_by_its_node_only() {
     assert!(index.report("n1", &report("a", 1, 1, true)).is_ok());
     index.reset(objects(""));
     for (node, cookie, meshed) in [("n2", 1, true), ("n1", 9, true), ("n1", 1, false)] {
-        assert_eq!(index.report(node, &report("a", cookie, 2, false)), Ok(3));
+        assert_eq!(
+            version(index.report(node, &report("a", cookie, 2, false))),
+            Some(3)
+        );
         let mut later = Index::new(Reports::clone(&index.reports().borrow()));
         later.reset(objects(&ready()));
         assert_eq!(peer(&later, "10.0.0.1:1").meshed, meshed, "{node} {cookie}");
     }
     assert_eq!(
-        index.report("n1", &report("unheard-of", 1, 1, false)),
-        Ok(3)
+        version(index.report("n1", &report("unheard-of", 1, 1, false))),
+        Some(3)
     );
 }
 
