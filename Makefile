@@ -34,8 +34,7 @@ ebpf-check: ## Prove that the checked-in eBPF objects come from their source
 	ebpf/build.sh --check
 
 bench: build setup-test ## Measure Culvert against the same pods unmeshed
-	cargo build --release -p culvert-tests --bins
-	scripts/bench
+	cargo bench -p culvert-tests
 
 setup-demo:
 	@scripts/setup demo
