@@ -124,3 +124,38 @@ fn write(lines: &Receiver<String>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_json_object() -> serde_json::Result<()> {
+        let entry = Entry {
+            timestamp: now(),
+            direction: Direction::Outbound,
+            namespace: "shop",
+            pod: "web-1",
+            src: SocketAddr::from(([10, 0, 0, 1], 1234)),
+            dst: None,
+            original_dst: SocketAddr::from(([10, 96, 0, 1], 80)),
+            endpoint: None,
+            tls: "true",
+            client_id: "",
+            server_id: "spiffe://cluster.local/ns/shop/sa/cart",
+            rx_bytes: 1,
+            tx_bytes: 2,
+            duration_ms: 3,
+            error: Some("i/o: \"refused\"\n".into()),
+            dropped: 0,
+        };
+        let line = serde_json::to_string(&entry)?;
+        assert!(!line.contains('\n'));
+        let read: serde_json::Value = serde_json::from_str(&line)?;
+        assert_eq!(read["direction"], "outbound");
+        assert_eq!(read["original_dst"], "10.96.0.1:80");
+        assert_eq!(read["error"], "i/o: \"refused\"\n");
+        assert!(OffsetDateTime::parse(&entry.timestamp, &Rfc3339).is_ok());
+        Ok(())
+    }
+}

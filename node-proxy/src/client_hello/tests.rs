@@ -88,3 +88,18 @@ fn offers_of_other_releases_are_told_apart() {
         Offer::Known
     );
 }
+
+#[test]
+fn damaged_hellos_do_no_harm() {
+    let hello = client_hello();
+    for _ in 0..2000 {
+        let mut damaged = hello.clone();
+        for _ in 0..rand::random_range(1..8) {
+            let at = rand::random_range(0..damaged.len());
+            damaged[at] = rand::random();
+        }
+        let mut assembler = Assembler::default();
+        let _ = damaged.chunks(97).find_map(|piece| assembler.push(piece));
+        assert!(damaged.starts_with(&assembler.bytes));
+    }
+}

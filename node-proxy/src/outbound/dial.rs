@@ -18,6 +18,7 @@ use crate::{
     identities::NoCertificate,
     metrics::{Fault, Tls},
     sockets::PooledStream,
+    tcp,
     tls::{self, ALPN_TCP, Credentials, HandshakeError, Handshaken, PeerError, Session},
 };
 
@@ -140,13 +141,17 @@ impl<'a> Dialler<'a> {
         peer: &Identity,
         credentials: &Credentials,
     ) -> Result<Dialled, DialError> {
+        // Made before the connection, so that the ClientHello goes out with its first segment.
+        let session = self.session(peer, credentials);
+        let session = session.map_err(|error| failed(to, error.into()))?;
         let mut stream = self.connect(to, true).await?;
-        let handshake = self.handshake(&mut stream, to, peer, credentials);
         let limit = self.accepted.proxy.config.handshake_timeout;
-        let done = timeout(limit, handshake).await;
-        let done = done.unwrap_or(Err(DialError::Slow { to }));
-        let done = done.and_then(|done| self.check(to, peer, done));
-        match done {
+        let handshake = tls::handshake(session, stream.tcp_mut(), Vec::new());
+        let done = match timeout(limit, handshake).await {
+            Err(_) => Err(DialError::Slow { to }),
+            Ok(done) => done.map_err(|error| failed(to, error)),
+        };
+        match done.and_then(|done| self.check(to, peer, done)) {
             Ok(done) => Ok(Dialled {
                 stream,
                 tls: Tls::Mutual,
@@ -154,31 +159,23 @@ impl<'a> Dialler<'a> {
                 wire: Wire::Mutual(done),
             }),
             Err(error) => {
-                crate::tcp::drained(stream.tcp()).await;
+                tcp::drained(stream.tcp()).await;
                 stream.reset();
                 Err(error)
             }
         }
     }
 
-    async fn handshake(
+    fn session(
         &self,
-        stream: &mut PooledStream,
-        to: SocketAddr,
         peer: &Identity,
         credentials: &Credentials,
-    ) -> Result<Handshaken, DialError> {
-        let failed = |error: HandshakeError| DialError::Handshake { to, error };
+    ) -> Result<Box<Session>, rustls::Error> {
         let name = self.accepted.proxy.domain.server_name(peer);
-        let name = ServerName::try_from(name).map_err(|_| {
-            let reason = format!("{peer} makes no DNS name");
-            failed(rustls::Error::General(reason).into())
-        })?;
-        let connection = UnbufferedClientConnection::new(credentials.client.clone(), name)
-            .map_err(|error| failed(error.into()))?;
-        let session = Box::new(Session::client(connection));
-        let done = tls::handshake(session, stream.tcp_mut(), Vec::new()).await;
-        done.map_err(failed)
+        let name = ServerName::try_from(name)
+            .map_err(|_| rustls::Error::General(format!("{peer} makes no DNS name")))?;
+        let connection = UnbufferedClientConnection::new(credentials.client.clone(), name)?;
+        Ok(Box::new(Session::client(connection)))
     }
 
     /// Exactly who was dialled. A resumed session did not ask the verifier, so it is asked here.
@@ -222,6 +219,10 @@ impl<'a> Dialler<'a> {
     fn is_own(&self, ip: IpAddr) -> bool {
         self.own.contains(&ip)
     }
+}
+
+fn failed(to: SocketAddr, error: HandshakeError) -> DialError {
+    DialError::Handshake { to, error }
 }
 
 // === impl DialError ===

@@ -350,3 +350,37 @@ async fn a_connection_with_both_halves_open_may_be_idle() {
     assert!(idle.is_err(), "it ended: {idle:?}");
     far.abort();
 }
+
+/// The other side is rustls's buffered connection, which shares no code of ours.
+#[tokio::test]
+async fn keys_may_be_updated_in_the_middle() {
+    let authority = Authority::new();
+    let (web, cart) = (authority.credentials("web"), authority.credentials("cart"));
+    let (mut near, far) = sockets().await;
+    let acceptor = tokio_rustls::TlsAcceptor::from(cart.server.clone());
+    let session = client_session(&web, &identity("cart"));
+    let (near_done, far) = tokio::join!(
+        handshake(session, &mut near, Vec::new()),
+        acceptor.accept(far)
+    );
+    let mut far = ok(far);
+    let (mut app, near_app) = sockets().await;
+    let relay = spawn(near_app, (near, Some(ok(near_done))), meters(), HALF_OPEN);
+    for round in 0..3 {
+        ok(far.get_mut().1.refresh_traffic_keys());
+        ok(far.write_all(&pattern(50_000)).await);
+        ok(far.flush().await);
+        let mut got = vec![0; 50_000];
+        ok(app.read_exact(&mut got).await);
+        assert!(got == pattern(50_000), "round {round}");
+        ok(app.write_all(&got).await);
+        let mut back = vec![0; 50_000];
+        ok(far.read_exact(&mut back).await);
+        assert!(back == got, "round {round}");
+    }
+    ok(app.shutdown().await);
+    assert_eq!(ok(far.read(&mut [0; 1]).await), 0);
+    ok(far.shutdown().await);
+    drop(far);
+    assert!(ok(relay.await).end.is_ok());
+}
