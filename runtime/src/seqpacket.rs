@@ -213,7 +213,10 @@ fn owned(messages: socket::CmsgIterator<'_>) -> Vec<OwnedFd> {
     for message in messages {
         if let ControlMessageOwned::ScmRights(raw) = message {
             // SAFETY: the kernel just installed these descriptors for this message alone.
-            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            fds.extend(
+                raw.into_iter()
+                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+            );
         }
     }
     fds
