@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flags and environment, and what they mean.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use culvert_api::identity::IdentityDomain;
-use culvert_runtime::log::Format;
+use culvert_runtime::{config::Mistakes, log::Format};
 
 use crate::{ca::GivenFiles, discovery::MAX_SUBSCRIPTIONS};
 
@@ -133,34 +133,13 @@ pub struct Config {
     pub log_format: Format,
 }
 
-/// Everything that is wrong with the flags.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistakes(pub Vec<String>);
-
-// === impl Mistakes ===
-
-impl Mistakes {
-    fn take<T>(&mut self, result: Result<T, String>) -> Option<T> {
-        result.map_err(|mistake| self.0.push(mistake)).ok()
-    }
-}
-
-impl fmt::Display for Mistakes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .iter()
-            .try_for_each(|mistake| writeln!(f, "{mistake}"))?;
-        f.write_str("See culvert-control --help.")
-    }
-}
-
 // === impl Config ===
 
 impl TryFrom<Args> for Config {
     type Error = Mistakes;
 
     fn try_from(args: Args) -> Result<Self, Mistakes> {
-        let mut mistakes = Mistakes(Vec::new());
+        let mut mistakes = Mistakes::default();
         let listen = mistakes.take(address("--listen", &args.listen));
         let admin = mistakes.take(address("--admin", &args.admin));
         let lifetime = mistakes.take(lifetime(&args.issuance_lifetime));

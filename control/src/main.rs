@@ -3,26 +3,19 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use culvert_control::{
     app,
     config::{Args, Config},
 };
-
-/// `EX_USAGE` of sysexits.h.
-const USAGE: u8 = 64;
+use culvert_runtime::config;
 
 fn main() -> ExitCode {
-    let config = match Config::try_from(Args::parse()) {
+    let config: Config = match config::read::<Args, _>() {
         Ok(config) => config,
-        Err(mistakes) => {
-            eprintln!("{mistakes}");
-            return ExitCode::from(USAGE);
-        }
+        Err(code) => return code,
     };
-    if let Err(error) = culvert_runtime::log::init(&config.log, config.log_format) {
-        eprintln!("--log: {error}");
-        return ExitCode::from(USAGE);
+    if let Err(code) = config::start_log(&config.log, config.log_format) {
+        return code;
     }
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,14 +2,13 @@
 //! Flags and environment, and what they mean.
 
 use std::{
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use clap::{Parser, ValueEnum};
 use culvert_ebpf_loader::NodeOptions;
-use culvert_runtime::log::Format;
+use culvert_runtime::{config::Mistakes, log::Format};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 /// The node agent of Culvert: steers the connections of this node's opted-in pods to culvert-proxy.
@@ -127,34 +126,13 @@ pub struct Config {
     pub log_format: Format,
 }
 
-/// Everything that is wrong with the flags.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistakes(pub Vec<String>);
-
-// === impl Mistakes ===
-
-impl Mistakes {
-    fn take<T>(&mut self, result: Result<T, String>) -> Option<T> {
-        result.map_err(|mistake| self.0.push(mistake)).ok()
-    }
-}
-
-impl fmt::Display for Mistakes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .iter()
-            .try_for_each(|mistake| writeln!(f, "{mistake}"))?;
-        f.write_str("See culvert-agent --help.")
-    }
-}
-
 // === impl Config ===
 
 impl TryFrom<Args> for Config {
     type Error = Mistakes;
 
     fn try_from(args: Args) -> Result<Self, Mistakes> {
-        let mut mistakes = Mistakes(Vec::new());
+        let mut mistakes = Mistakes::default();
         let node = mistakes.take(node(args.node));
         let manifests = mistakes.take(directory("--manifests", args.manifests));
         let proxy_uid = mistakes.take(uid(&args.proxy_uid));

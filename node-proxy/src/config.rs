@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use culvert_api::identity::IdentityDomain;
-use culvert_runtime::log::Format;
+use culvert_runtime::{config::Mistakes, log::Format};
 
 /// The node proxy of the Culvert service mesh. It serves the TCP traffic of every enrolled pod of
 /// its node with mutual TLS, over sockets that the agent makes in the pods' network namespaces.
@@ -166,11 +166,6 @@ pub struct DataPathConfig {
     /// Whether connections are logged.
     pub access_log: AccessLogFormat,
 }
-
-/// Everything that is wrong with the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.join("\n"))]
-pub struct Mistakes(Vec<String>);
 
 // === impl Config ===
 

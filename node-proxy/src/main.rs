@@ -3,34 +3,20 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use culvert_proxy::{
     app,
     config::{Args, Config},
 };
-
-/// `EX_USAGE` of sysexits(3).
-const USAGE: u8 = 64;
+use culvert_runtime::config;
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(USAGE)
-            } else {
-                ExitCode::SUCCESS
-            };
-        }
-    };
-    let config = match Config::try_from(args) {
+    let config: Config = match config::read::<Args, _>() {
         Ok(config) => config,
-        Err(mistakes) => {
-            eprintln!("{mistakes}");
-            return ExitCode::from(USAGE);
-        }
+        Err(code) => return code,
     };
+    if let Err(code) = config::start_log(&config.log, config.log_format) {
+        return code;
+    }
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -41,7 +27,6 @@ fn main() -> ExitCode {
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
-    culvert_runtime::log::init(&config.log, config.log_format)?;
     app::give_up_rights(&config)?;
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     tracing::info!(?config, "Starting");

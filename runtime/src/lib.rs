@@ -3,6 +3,7 @@
 //! signals, and messages with file descriptors over a Unix SEQPACKET socket.
 
 pub mod admin;
+pub mod config;
 pub mod log;
 pub mod readiness;
 pub mod seqpacket;
