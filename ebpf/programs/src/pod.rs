@@ -59,9 +59,6 @@ fn on_lookup(context: SkLookupContext) -> u32 {
         return SK_DROP;
     };
     let tuple = tuple(lookup);
-    if tuple.local.is_local() {
-        return SK_PASS;
-    }
     // SAFETY: the kernel's context.
     if unsafe { field!(lookup, bpf_sk_lookup, ingress_ifindex) } == LOOPBACK_IFINDEX {
         on_loopback(&context, &tuple, counters)
@@ -73,7 +70,7 @@ fn on_lookup(context: SkLookupContext) -> u32 {
 /// What a mark took to `lo`: the application's connection or the proxy's dial to the application.
 #[inline(always)]
 fn on_loopback(context: &SkLookupContext, tuple: &Tuple, counters: *mut LookupCounters) -> u32 {
-    if is_own(&tuple.local) {
+    if tuple.local.is_local() || is_own(&tuple.local) {
         return SK_PASS;
     }
     // SAFETY: a pointer into a map's value.
@@ -84,7 +81,7 @@ fn on_loopback(context: &SkLookupContext, tuple: &Tuple, counters: *mut LookupCo
 #[inline(always)]
 fn on_wire(context: &SkLookupContext, tuple: &Tuple, counters: *mut LookupCounters) -> u32 {
     // The pod dials itself: local delivery names the pod's interface, not lo.
-    if is_own(&tuple.remote) {
+    if tuple.remote == tuple.local || is_own(&tuple.remote) {
         return SK_PASS;
     }
     // SAFETY: the kubelet's side only adds and removes whole entries, and only presence counts.
@@ -97,6 +94,11 @@ fn on_wire(context: &SkLookupContext, tuple: &Tuple, counters: *mut LookupCounte
         // SAFETY: a pointer into a map's value.
         unsafe { count(&raw mut (*counters).excluded) };
         return SK_PASS;
+    }
+    // A neighbour on the link: the proxy can't dial the application there, and to let it through
+    // would be a way around the policy.
+    if tuple.local.is_local() {
+        return refuse(counters);
     }
     // SAFETY: a pointer into a map's value.
     unsafe { count(&raw mut (*counters).inbound) };
@@ -146,8 +148,6 @@ fn assign(
         );
         return SK_PASS;
     }
-    // SAFETY: a pointer into a map's value.
-    unsafe { count(&raw mut (*counters).dropped) };
     debug!(
         context,
         "Refused {:i} to {:i} port {}: listener {} is missing",
@@ -156,6 +156,13 @@ fn assign(
         tuple.local_port,
         slot
     );
+    refuse(counters)
+}
+
+#[inline(always)]
+fn refuse(counters: *mut LookupCounters) -> u32 {
+    // SAFETY: a pointer into a map's value.
+    unsafe { count(&raw mut (*counters).dropped) };
     SK_DROP
 }
 

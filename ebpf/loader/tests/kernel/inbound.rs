@@ -3,7 +3,7 @@
 
 use std::{
     io::ErrorKind,
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, SocketAddrV6, TcpStream},
     time::Instant,
 };
 
@@ -11,7 +11,7 @@ use culvert_ebpf_loader::{Counters, Exclusions, PodOptions, Subnet};
 use socket2::Socket;
 
 use super::support::{
-    Ear, IN, Must, PATIENCE, World, addr, connect, dial, domain, tcp, transparent_v6,
+    Ear, IN, Must, Net, PATIENCE, World, addr, connect, dial, domain, tcp, transparent_v6,
 };
 
 #[test]
@@ -53,6 +53,32 @@ fn ipv6_too() {
         addr("10.0.0.1:8080")
     );
     assert!(app.hears_nothing());
+}
+
+/// A neighbour on the link is not let around the policy, and the pod still reaches itself there.
+#[test]
+fn a_link_local_address_of_the_pod_is_no_way_in() {
+    let mut world = World::new();
+    world.pod.ip("addr add fe80::aa/64 dev eth0 nodad");
+    world.wire.ip("addr add fe80::bb/64 dev eth0 nodad");
+    let app = world.app(|| Ear::plain("[::]:8080"));
+    let to = |net: &Net| {
+        let scope = net
+            .run(|| nix::net::if_::if_nametoindex("eth0"))
+            .must("eth0");
+        SocketAddrV6::new("fe80::aa".parse().must("address"), 8080, 0, scope)
+    };
+    let scoped = to(&world.wire);
+    let refused = world.wire.run(|| TcpStream::connect(scoped));
+    assert_eq!(
+        refused.err().map(|e| e.kind()),
+        Some(ErrorKind::ConnectionRefused)
+    );
+    assert!(app.hears_nothing());
+    assert_eq!(world.counters().dropped, 1);
+    let scoped = to(&world.pod);
+    let _itself = world.app(|| TcpStream::connect(scoped)).must("connect");
+    app.accept();
 }
 
 /// As the proxy does with a socket of the agent's.
