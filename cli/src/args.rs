@@ -47,7 +47,7 @@ pub enum Command {
     culvert sandbox demo                          see it work, in half a minute\n  \
     culvert sandbox up -f examples/demo           start your own manifests, on two nodes\n  \
     culvert sandbox status                        what runs, and what is wrong\n  \
-    culvert sandbox exec web -- curl http://api   run a program in a pod\n  \
+    culvert sandbox exec traffic -- ss -tn        run a program in a pod\n  \
     culvert sandbox down                          remove everything")]
 pub struct Sandbox {
     /// What to do.
@@ -61,8 +61,8 @@ pub enum SandboxCommand {
     /// Start a sandbox, or bring a running one to other manifests or nodes
     ///
     /// DIR holds ordinary Kubernetes manifests: Namespace, ServiceAccount, Service, Pod, Deployment.
-    /// A container's command runs as a process of this machine, on its file system, in the pod's
-    /// network namespace; its image is ignored. Changes in DIR are applied live. Returns when
+    /// A container's command runs as a process of this machine, as root and on its file system, in the
+    /// pod's network namespace; its image is ignored. Changes in DIR are applied live. Returns when
     /// everything is ready, or says what is not.
     Up(Up),
     /// Remove a sandbox with everything in it
@@ -76,12 +76,12 @@ pub enum SandboxCommand {
     /// The command joins the pod's network, mounts and cgroup, with the container's environment, and
     /// its exit status is passed on.
     #[command(after_help = "Examples:\n  \
-        culvert sandbox exec web -- ss -tn\n  \
+        culvert sandbox exec traffic -- ss -tn\n  \
         culvert sandbox exec shop/db-6d8f9c7b4x-w5k2p -- sh -c 'echo $HOSTNAME'")]
     Exec(Exec),
     /// Show what a pod, or one of Culvert's own processes, wrote
     #[command(after_help = "Examples:\n  \
-        culvert sandbox logs web\n  \
+        culvert sandbox logs traffic\n  \
         culvert sandbox logs -f proxy --node n2\n  \
         culvert sandbox logs control")]
     Logs(Logs),

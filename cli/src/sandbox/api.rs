@@ -214,7 +214,11 @@ pub fn ask(layout: &Layout, request: &Request) -> Result<Answer> {
         Err(error) if is_away(&error) => return Err(not_running(layout)),
         Err(error) => return Err(error).doing(|| "reach the sandbox's supervisor".into()),
     };
-    match exchange(stream, request).doing(|| "talk to the sandbox's supervisor".into())? {
+    let answer = match exchange(stream, request) {
+        Err(error) if is_away(&error) => return Err(not_running(layout)),
+        answer => answer.doing(|| "talk to the sandbox's supervisor".into())?,
+    };
+    match answer {
         Answer::Refused {
             reason,
             usage: true,
@@ -249,10 +253,12 @@ fn exchange(mut stream: UnixStream, request: &Request) -> io::Result<Answer> {
     Ok(serde_json::from_str(&answer)?)
 }
 
+/// It was never there, or it ended, perhaps just now.
 fn is_away(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
     matches!(
         error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+        NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof
     )
 }
 

@@ -255,6 +255,7 @@ fn parse(stdout: &[u8]) -> io::Result<Value> {
     Ok(serde_json::from_slice(stdout)?)
 }
 
+/// The error of the specification on stdout; what a plugin says otherwise only where there is none.
 fn failure(kind: &str, output: &std::process::Output) -> Error {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     let said = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| Failure {
@@ -263,18 +264,13 @@ fn failure(kind: &str, output: &std::process::Output) -> Error {
             "ended with {} and no error of the specification",
             output.status
         ),
-        details: text(&output.stdout),
+        details: format!("{} {}", text(&output.stdout), text(&output.stderr)),
     });
-    let details = [said.details, text(&output.stderr)];
-    let details: Vec<_> = details
-        .into_iter()
-        .filter(|text| !text.is_empty())
-        .collect();
     Error {
         plugin: kind.to_owned(),
         code: said.code,
         msg: said.msg,
-        details: details.join("; "),
+        details: said.details.trim().to_owned(),
     }
 }
 

@@ -16,7 +16,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use tokio::{
     process::Child,
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -62,6 +62,7 @@ pub struct Daemon {
     status: Arc<Mutex<DaemonStatus>>,
     runner: JoinHandle<()>,
     watcher: JoinHandle<()>,
+    first_ready: watch::Receiver<bool>,
 }
 
 #[derive(Debug)]
@@ -88,6 +89,7 @@ impl Daemon {
     /// Starts a process and keeps it running until [`Daemon::stop`].
     pub fn start(status: DaemonStatus, admin: (Netns, u16), launcher: Launcher) -> Self {
         let (orders, received) = mpsc::channel(16);
+        let (ready, first_ready) = watch::channel(false);
         let status = Arc::new(Mutex::new(status));
         let runner = Runner {
             launcher,
@@ -98,7 +100,8 @@ impl Daemon {
         Self {
             orders,
             runner: tokio::spawn(runner.run()),
-            watcher: tokio::spawn(watch_readiness(admin.0, admin.1, status.clone())),
+            watcher: tokio::spawn(watch_readiness(admin, status.clone(), ready)),
+            first_ready,
             status,
         }
     }
@@ -106,6 +109,11 @@ impl Daemon {
     /// How it is doing.
     pub fn status(&self) -> DaemonStatus {
         lock(&self.status).clone()
+    }
+
+    /// Whether it was ever ready.
+    pub fn first_ready(&self) -> watch::Receiver<bool> {
+        self.first_ready.clone()
     }
 
     /// Kills it; with `hold` it stays down until [`Daemon::resume`].
@@ -255,7 +263,11 @@ async fn stop(child: Option<Child>) {
     }
 }
 
-async fn watch_readiness(netns: Netns, port: u16, status: Arc<Mutex<DaemonStatus>>) {
+async fn watch_readiness(
+    (netns, port): (Netns, u16),
+    status: Arc<Mutex<DaemonStatus>>,
+    first_ready: watch::Sender<bool>,
+) {
     loop {
         let pid = lock(&status).pid;
         let ready = match pid {
@@ -264,6 +276,7 @@ async fn watch_readiness(netns: Netns, port: u16, status: Arc<Mutex<DaemonStatus
         };
         let is_ready = ready.is_ok();
         note_readiness(&mut lock(&status), pid, ready);
+        first_ready.send_if_modified(|was| !std::mem::replace(was, *was || is_ready) && is_ready);
         sleep(ASK[usize::from(is_ready)]).await;
     }
 }

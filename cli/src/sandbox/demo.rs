@@ -9,13 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::sleep;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::spawn_blocking,
+    time::sleep,
+};
 
 use super::{
     api::Status,
     down,
     error::{Doing, Error, Result},
     layout::Layout,
+    options::Options,
     up,
 };
 use crate::{
@@ -29,7 +34,12 @@ mod evidence;
 mod verdict;
 mod watch;
 
-use self::{edges::Edges, evidence::Evidence, verdict::Verdict, watch::Watch};
+use self::{
+    edges::Edges,
+    evidence::Evidence,
+    verdict::{Seen, Verdict},
+    watch::Watch,
+};
 
 /// The demo application's manifests.
 const MANIFESTS: [(&str, &str); 6] = [
@@ -60,32 +70,68 @@ const WARM_UP: Duration = Duration::from_secs(30);
 /// Runs the command.
 pub fn run(args: Demo) -> Result<()> {
     let layout = Layout::new(args.name.clone());
+    refuse_other(&layout)?;
     down::remove(&layout)?;
-    let shown = show(&layout, &args);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.doing(|| "start a runtime".into())?;
+    let shown = runtime.block_on(async {
+        tokio::select! {
+            shown = show(&layout, &args) => shown,
+            interrupted = interrupted() => interrupted,
+        }
+    });
+    runtime.shutdown_background();
     if args.keep {
         let name = &layout.name;
         eprintln!("The sandbox stays: culvert sandbox status --name {name}");
         return shown;
+    }
+    if shown.is_err() {
+        eprintln!("With --keep the sandbox stays, to be looked at.");
     }
     // The first thing that went wrong is the one to be told.
     let removed = down::remove(&layout).map(|_| ());
     shown.and(removed)
 }
 
-fn show(layout: &Layout, args: &Demo) -> Result<()> {
+/// An earlier demonstration is replaced; what a user set up is not.
+fn refuse_other(layout: &Layout) -> Result<()> {
+    let Ok(options) = Options::load(layout) else {
+        return Ok(());
+    };
+    if options.dir == source(layout) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "the sandbox {:?} is no demonstration's but has the manifests of {}: say another --name, \
+         or remove it with `culvert sandbox down`",
+        layout.name.as_str(),
+        options.dir.display()
+    )))
+}
+
+fn source(layout: &Layout) -> PathBuf {
+    layout.root().join("source")
+}
+
+async fn interrupted() -> Result<()> {
+    let mut term = signal(SignalKind::terminate()).doing(|| "wait for signals".into())?;
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = term.recv() => {}
+    }
+    Err(Error::Demo(vec!["it was interrupted".into()]))
+}
+
+async fn show(layout: &Layout, args: &Demo) -> Result<()> {
     let dir = write_manifests(layout).doing(|| "write the demo's manifests".into())?;
     let options = up::options(dir, NODES, args.start.clone())?;
-    let status = up::bring_up(layout, options, PATIENCE)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = runtime.doing(|| "start a runtime".into())?;
-    let verdict = runtime.block_on(async {
-        tokio::select! {
-            verdict = observe(layout, &status, args) => verdict,
-            _ = tokio::signal::ctrl_c() => Err(Error::Demo(vec!["it was interrupted".into()])),
-        }
-    })?;
+    let of = layout.clone();
+    let up = spawn_blocking(move || up::bring_up(&of, options, PATIENCE)).await;
+    let status = up.map_err(|error| Error::Supervisor(error.to_string()))??;
+    let verdict = observe(layout, &status, args).await?;
     let printed = match args.output {
         Format::Json => output::print_json(&verdict),
         Format::Table => output::print(&verdict.render(output::colours())),
@@ -95,7 +141,7 @@ fn show(layout: &Layout, args: &Demo) -> Result<()> {
 }
 
 fn write_manifests(layout: &Layout) -> io::Result<PathBuf> {
-    let dir = layout.root().join("source");
+    let dir = source(layout);
     fs::create_dir_all(&dir)?;
     for (file, text) in MANIFESTS {
         fs::write(dir.join(file), text)?;
@@ -110,10 +156,18 @@ async fn observe(layout: &Layout, status: &Status, args: &Demo) -> Result<Verdic
     let before = watch.look().await;
     let client_before = evidence::client_report(layout, status)?;
     let live = args.output == Format::Table;
+    let started = Instant::now();
     let edges = follow(&mut watch, &before, args.time, live).await;
-    let findings = evidence.stop()?;
+    let seconds = started.elapsed().as_secs_f64();
+    let found = evidence.stop()?;
     let client = evidence::client_report(layout, status)?.since(&client_before);
-    Ok(Verdict::of(edges, findings, client, status))
+    let seen = Seen {
+        edges,
+        seconds,
+        found,
+        client,
+    };
+    Ok(Verdict::of(seen, status))
 }
 
 /// Waits until every edge of the application has carried something under mutual TLS.

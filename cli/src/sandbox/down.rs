@@ -1,7 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `culvert sandbox down`.
 
-use std::{sync::mpsc, thread, time::Duration};
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::{
     api::{self, Request},
@@ -13,6 +24,12 @@ use super::{
 use crate::output::{self, Progress};
 
 const POLL: Duration = Duration::from_millis(200);
+
+/// How long a supervisor that said that it is done may take to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a killed one may.
+const DEATH: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub fn run(name: Name) -> Result<()> {
@@ -56,7 +73,43 @@ pub fn remove(layout: &Layout) -> Result<bool> {
 fn remove_all(layout: &Layout) -> Result<bool> {
     // Whatever the supervisor can't do is done without it.
     let asked = api::ask(layout, &Request::Down);
+    let patience = if asked.is_ok() { GRACE } else { Duration::ZERO };
+    end_supervisor(layout, patience).doing(|| "end the sandbox's supervisor".into())?;
     let cgroups = Cgroups::find(&layout.name).doing(|| "read /proc/mounts".into())?;
     let existed = leftovers::remove(layout, cgroups.as_ref())?;
     Ok(existed || asked.is_ok())
+}
+
+/// Ends a supervisor that still holds its lock: one that does not answer, such as one that is just
+/// setting the sandbox up.
+fn end_supervisor(layout: &Layout, patience: Duration) -> io::Result<()> {
+    let lock = match File::options().write(true).open(layout.lock()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        lock => lock?,
+    };
+    let started = Instant::now();
+    while let Err(error) = lock.try_lock() {
+        match error {
+            TryLockError::Error(error) => return Err(error),
+            TryLockError::WouldBlock if started.elapsed() > patience + DEATH => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not die"));
+            }
+            TryLockError::WouldBlock if started.elapsed() >= patience => kill_supervisor(layout),
+            TryLockError::WouldBlock => {}
+        }
+        thread::sleep(POLL / 10);
+    }
+    Ok(())
+}
+
+fn kill_supervisor(layout: &Layout) {
+    let pid = fs::read_to_string(layout.pid()).ok();
+    let Some(pid) = pid.and_then(|pid| pid.trim().parse().ok()) else {
+        return;
+    };
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    // The number may be another process's by now.
+    if String::from_utf8_lossy(&command).contains("supervise") {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
 }

@@ -109,7 +109,9 @@ pub fn route(netns: &Netns, others: &[NodeId]) -> Result<()> {
 /// Makes a namespace of the sandbox with its loopback up, and a record of it first.
 pub fn create(layout: &Layout, name: &str) -> Result<Netns> {
     let record = layout.netns_records().join(name);
-    File::create(&record).doing(|| format!("write {}", record.display()))?;
+    // Two pods may come to the same name: `a-b` in `c`, `b` in `c-a`.
+    let recorded = File::options().write(true).create_new(true).open(&record);
+    recorded.doing(|| format!("be the first to record {}", record.display()))?;
     let netns = Netns::create(name).inspect_err(|_| drop(fs::remove_file(&record)));
     let netns = netns.doing(|| format!("make the network namespace {name}"))?;
     if let Err(error) = begin(&netns) {

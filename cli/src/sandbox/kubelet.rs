@@ -254,6 +254,7 @@ impl Kubelet {
             uid: random_uid(),
             node: node.id,
             network: node.network.clone(),
+            agent: node.agent.first_ready(),
         };
         let world = World {
             site: self.site.clone(),
@@ -327,22 +328,21 @@ impl Kubelet {
         }
     }
 
-    /// The uids of the pods that a node's agent steers.
+    /// The uids of the pods that the nodes' agents steer, as the agents keep it.
     pub fn steered(&self) -> BTreeSet<String> {
-        let dirs = self
-            .nodes
-            .keys()
-            .map(|node| self.site.layout.node(*node).state().join("pods"));
-        let names = dirs
-            .filter_map(|dir| fs::read_dir(dir).ok())
-            .flatten()
-            .flatten();
-        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-        // <uid>-<cookie>.json
-        names
-            .filter_map(|name| Some(name.strip_suffix(".json")?.rsplit_once('-')?.0.to_owned()))
-            .collect()
+        let nodes = self.nodes.keys();
+        let dirs = nodes.map(|node| self.site.layout.node(*node).state().join("pods"));
+        let entries = dirs.filter_map(|dir| fs::read_dir(dir).ok()).flatten();
+        let records = entries.filter_map(|entry| fs::read(entry.ok()?.path()).ok());
+        records.filter_map(|record| steered_uid(&record)).collect()
     }
+}
+
+/// The pod of an agent's record, if it is steered.
+fn steered_uid(record: &[u8]) -> Option<String> {
+    let record: serde_json::Value = serde_json::from_slice(record).ok()?;
+    let uid = record["workload"]["uid"].as_str()?;
+    (record["phase"] == "enrolled").then(|| uid.to_owned())
 }
 
 fn node_name(pod: &Pod) -> Option<&str> {

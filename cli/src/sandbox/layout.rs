@@ -232,9 +232,9 @@ impl Layout {
         self.root.join("captures")
     }
 
-    /// The `/etc/hosts` of a pod.
-    pub fn pod_hosts(&self, uid: &str) -> PathBuf {
-        self.root.join("pods").join(uid).join("hosts")
+    /// What a pod sees in `/etc` as its own.
+    pub fn pod_etc(&self, uid: &str) -> PathBuf {
+        self.root.join("pods").join(uid)
     }
 
     /// The paths of a node.

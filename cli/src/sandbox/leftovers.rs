@@ -34,12 +34,18 @@ const KEPT: [&str; 6] = [
 pub fn clear(layout: &Layout, cgroups: &Cgroups) -> Result<()> {
     release(layout, cgroups)?;
     for entry in entries(layout.root()).doing(|| format!("list {}", layout.root().display()))? {
-        let kept = KEPT.iter().any(|kept| entry.ends_with(kept));
+        let kept = KEPT.iter().any(|kept| entry.ends_with(kept)) || is_new_state(&entry);
         if !kept {
             remove_any(&entry).doing(|| format!("remove {}", entry.display()))?;
         }
     }
     Ok(())
+}
+
+/// What another `up` is about to put in the place of state.json.
+fn is_new_state(entry: &Path) -> bool {
+    let name = entry.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with("state.") && name.ends_with(".new"))
 }
 
 /// Removes all of a sandbox. Says whether there was anything.

@@ -45,7 +45,9 @@ impl Options {
 
     /// Keeps what this `up` asks for.
     pub fn save(&self, layout: &Layout) -> io::Result<()> {
-        let new = layout.root().join("state.new");
+        let new = layout
+            .root()
+            .join(format!("state.{}.new", std::process::id()));
         fs::write(&new, serde_json::to_vec_pretty(self)?)?;
         fs::rename(new, layout.state())
     }

@@ -37,6 +37,7 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+const AGENT_START: Duration = Duration::from_secs(5);
 const GRACE: i64 = 5;
 const POLL: Duration = Duration::from_millis(20);
 
@@ -75,6 +76,8 @@ pub struct Placement {
     pub node: NodeId,
     /// The node's network.
     pub network: Arc<Network>,
+    /// Whether the node's agent was ever ready.
+    pub agent: watch::Receiver<bool>,
 }
 
 /// A pod that was started.
@@ -210,6 +213,7 @@ impl Task {
 
     /// None when the pod is to stop before it could be attached.
     async fn attach(&self) -> Option<Attached> {
+        self.agent_started().await;
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
             match self.try_attach().await {
@@ -221,6 +225,17 @@ impl Task {
                 () = self.stopping() => return None,
                 () = sleep(wait) => {}
             }
+        }
+    }
+
+    /// A node takes no pod before its network is there, but an agent that can't start at all is
+    /// for the CNI plugin to report.
+    async fn agent_started(&self) {
+        let mut agent = self.placement.agent.clone();
+        tokio::select! {
+            () = self.stopping() => {}
+            () = sleep(AGENT_START) => {}
+            _ = agent.wait_for(|ready| *ready) => {}
         }
     }
 
@@ -306,7 +321,10 @@ impl Task {
 
     fn write_hosts(&self, spec: &PodSpec) {
         let directory = self.world.directory.borrow().clone();
-        let written = hosts::write(&self.hosts(), &self.hosts_text(spec, &directory));
+        let hosts = self.etc().join("hosts");
+        let written = hosts::write(&hosts, &self.hosts_text(spec, &directory));
+        let resolv_conf = hosts::resolv_conf(&self.placement.key.0);
+        let written = written.and(hosts::write(&self.etc().join("resolv.conf"), &resolv_conf));
         self.note(written, "write a pod's hosts file");
     }
 
@@ -373,10 +391,8 @@ impl Task {
             self.world.published.remove(&file("pod", namespace, name)),
             "remove a pod",
         );
-        if let Some(dir) = self.hosts().parent() {
-            // It may never have been made.
-            let _ = std::fs::remove_dir_all(dir);
-        }
+        // It may never have been made.
+        let _ = std::fs::remove_dir_all(self.etc());
     }
 
     fn note<E: std::fmt::Display>(&self, result: Result<(), E>, doing: &str) {
@@ -410,8 +426,8 @@ impl Task {
             .join(&self.placement.uid)
     }
 
-    fn hosts(&self) -> PathBuf {
-        self.world.site.layout.pod_hosts(&self.placement.uid)
+    fn etc(&self) -> PathBuf {
+        self.world.site.layout.pod_etc(&self.placement.uid)
     }
 
     /// A host name has 63 bytes at most.

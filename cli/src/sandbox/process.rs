@@ -2,7 +2,7 @@
 //! Starting a process in its cgroup, namespaces and privileges.
 
 use std::{
-    ffi::{CString, OsString},
+    ffi::{CStr, CString, OsString},
     fs::{self, File},
     io::{self, Write},
     os::fd::{AsFd, FromRawFd, OwnedFd},
@@ -54,6 +54,8 @@ pub enum Private {
     New {
         /// What it sees as `/etc/hosts`.
         hosts: PathBuf,
+        /// What it sees as `/etc/resolv.conf`.
+        resolv_conf: PathBuf,
         /// What it sees as the host's name.
         hostname: String,
     },
@@ -71,7 +73,11 @@ struct Child {
 }
 
 enum ChildPrivate {
-    New { hosts: CString, hostname: String },
+    New {
+        hosts: CString,
+        resolv_conf: CString,
+        hostname: String,
+    },
     Of(OwnedFd),
 }
 
@@ -129,7 +135,11 @@ impl Child {
         (&self.procs).write_all(b"0")?;
         setns(self.netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
         match &self.private {
-            Some(ChildPrivate::New { hosts, hostname }) => privatise(hosts, hostname)?,
+            Some(ChildPrivate::New {
+                hosts,
+                resolv_conf,
+                hostname,
+            }) => privatise(hosts, resolv_conf, hostname)?,
             Some(ChildPrivate::Of(pidfd)) => {
                 setns(
                     pidfd.as_fd(),
@@ -157,8 +167,13 @@ impl TryFrom<Private> for ChildPrivate {
 
     fn try_from(private: Private) -> io::Result<Self> {
         Ok(match private {
-            Private::New { hosts, hostname } => Self::New {
+            Private::New {
+                hosts,
+                resolv_conf,
+                hostname,
+            } => Self::New {
                 hosts: c_string(&hosts)?,
+                resolv_conf: c_string(&resolv_conf)?,
                 hostname,
             },
             Private::Of(pidfd) => Self::Of(pidfd),
@@ -166,18 +181,18 @@ impl TryFrom<Private> for ChildPrivate {
     }
 }
 
-fn privatise(hosts: &CString, hostname: &str) -> io::Result<()> {
-    const NONE: Option<&std::ffi::CStr> = None;
+fn privatise(hosts: &CStr, resolv_conf: &CStr, hostname: &str) -> io::Result<()> {
+    const NONE: Option<&CStr> = None;
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
     // Slave, not private: a namespace's name or a mount that the sandbox removes goes away here too.
     mount(NONE, c"/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)?;
-    mount(
-        Some(hosts.as_c_str()),
-        c"/etc/hosts",
-        NONE,
-        MsFlags::MS_BIND,
-        NONE,
-    )?;
+    for (file, over) in [(hosts, c"/etc/hosts"), (resolv_conf, c"/etc/resolv.conf")] {
+        match mount(Some(file), over, NONE, MsFlags::MS_BIND, NONE) {
+            // A machine may be without either.
+            Err(nix::Error::ENOENT) => {}
+            mounted => mounted?,
+        }
+    }
     Ok(nix::unistd::sethostname(hostname)?)
 }
 
@@ -253,14 +268,4 @@ pub fn raise_file_limit() -> io::Result<()> {
 pub const FILES: u64 = 1 << 20;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn programs_are_found_as_a_shell_finds_them() {
-        let found = find_program("sh", "/nonexistent:/bin").ok();
-        assert_eq!(found, Some("/bin/sh".into()));
-        assert_eq!(find_program("./x", "").ok(), Some("./x".into()));
-        assert!(find_program("sh", "/nonexistent").is_err());
-    }
-}
+mod tests;

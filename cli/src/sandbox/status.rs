@@ -12,6 +12,9 @@ use crate::{
     output::{self, Cell, Style, Table},
 };
 
+/// The longest note in a table, in characters.
+const LONGEST_NOTE: usize = 100;
+
 /// Runs the command.
 pub fn run(args: args::Status) -> Result<()> {
     let status = api::ask_status(&Layout::new(args.target.name))?;
@@ -58,7 +61,7 @@ fn processes(status: &Status) -> Table {
             ),
             yes_no(process.ready, Style::Bad),
             Cell::number(process.restarts),
-            Cell::new(note(process), Style::Notable),
+            Cell::new(short(&note(process)), Style::Notable),
         ]);
     }
     table
@@ -106,8 +109,17 @@ fn row(pod: &PodView) -> Vec<Cell> {
         yes_no(pod.meshed, Style::Plain),
         policy.into(),
         Cell::number(pod.restarts),
-        Cell::new(note, Style::Notable),
+        Cell::new(short(note), Style::Notable),
     ]
+}
+
+/// All of it is in the JSON.
+fn short(note: &str) -> String {
+    if note.chars().count() <= LONGEST_NOTE {
+        return note.to_owned();
+    }
+    let head: String = note.chars().take(LONGEST_NOTE - 1).collect();
+    format!("{head}…")
 }
 
 fn services(status: &Status) -> Table {

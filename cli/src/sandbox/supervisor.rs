@@ -5,7 +5,11 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Write},
-    os::unix::fs::PermissionsExt,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        net::UnixStream as StdUnixStream,
+    },
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,18 +31,20 @@ use super::{
     error::{Doing, Error, Result},
     fabric::Fabric,
     kubelet::Kubelet,
-    layout::{Layout, Name},
+    layout::{Layout, NodeId},
     leftovers,
     node::{Site, start_control},
     options::Options,
     process::raise_file_limit,
     published::Published,
     services::Key,
+    tokens,
 };
 
 /// How long control may take to make its trust anchor.
 const CONTROL_START: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(20);
+const LAST_ONE: Duration = Duration::from_secs(3);
 const ANCHORS: Duration = Duration::from_secs(1);
 
 /// A command that waits for its answer.
@@ -56,10 +62,8 @@ enum Next {
 }
 
 /// Runs the supervisor of a sandbox until it is told to end.
-pub fn run(name: Name) -> Result<()> {
-    let layout = Layout::new(name);
+pub fn run(layout: Layout, options: Options) -> Result<()> {
     let _lock = lock(&layout)?;
-    let options = Options::load(&layout).doing(|| format!("read {}", layout.state().display()))?;
     let binaries = Binaries::find(Some(&options.bin_dir))?;
     let cgroups = binaries::check(&binaries, &layout.name)?;
     leftovers::clear(&layout, &cgroups)?;
@@ -89,13 +93,25 @@ fn lock(layout: &Layout) -> Result<File> {
         .write(true)
         .open(layout.lock());
     let lock = lock.doing(doing)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let message = format!("the sandbox {} has a supervisor already", layout.name);
-            return Err(Error::Supervisor(message));
+    // One that was just killed may take a moment to be gone; one that answers stays.
+    let until = Instant::now() + LAST_ONE;
+    let may_wait = || Instant::now() < until && StdUnixStream::connect(layout.socket()).is_err();
+    while let Err(error) = lock.try_lock() {
+        match error {
+            TryLockError::WouldBlock if may_wait() => std::thread::sleep(POLL),
+            TryLockError::WouldBlock => {
+                let message = format!("the sandbox {} has a supervisor already", layout.name);
+                return Err(Error::Supervisor(message));
+            }
+            TryLockError::Error(error) => return Err(error).doing(doing),
         }
-        Err(TryLockError::Error(error)) => return Err(error).doing(doing),
+    }
+    // `down` may have removed the sandbox meanwhile, and the file with it.
+    let same = fs::metadata(layout.lock())
+        .is_ok_and(|now| lock.metadata().is_ok_and(|held| held.ino() == now.ino()));
+    if !same {
+        let message = format!("the sandbox {} was removed while it started", layout.name);
+        return Err(Error::Supervisor(message));
     }
     let pid =
         File::create(layout.pid()).and_then(|mut file| writeln!(file, "{}", std::process::id()));
@@ -136,7 +152,9 @@ async fn set_up(site: &Arc<Site>, gone: mpsc::UnboundedSender<(Key, String)>) ->
     let published = Published::create(layout.manifests());
     let published = published.doing(|| format!("make {}", layout.manifests().display()))?;
     let fabric = tokio::task::block_in_place(|| Fabric::up(layout))?;
-    super::tokens::issue(layout, &[]).doing(|| "write the join tokens".into())?;
+    // Before control starts, which looks for changes only now and then.
+    let nodes: Vec<_> = NodeId::first(site.options.nodes).collect();
+    tokens::issue(layout, &nodes).doing(|| "issue join tokens".into())?;
     let control = start_control(site)?;
     wait_for_anchors(layout, &control).await;
     let mut kubelet = Kubelet::new(site.clone(), fabric, control, published, gone)?;
@@ -291,24 +309,40 @@ impl Supervisor {
                     .into(),
             ));
         }
-        if options.dir != site.options.dir {
-            let dir = options.dir.clone();
+        let (dir, nodes) = (options.dir.clone(), self.kubelet.nodes.len());
+        let site = Site {
+            options,
+            ..(**site).clone()
+        };
+        if dir != self.kubelet.site.options.dir {
             let source = culvert_manifests::Source::watch(&dir);
             self.kubelet.source = source.doing(|| format!("watch {}", dir.display()))?;
         }
-        let (site, nodes) = (
-            Site {
-                options,
-                ..(**site).clone()
-            },
-            self.kubelet.nodes.len(),
-        );
         self.kubelet.site = Arc::new(site);
+        self.catch_up(&dir)
+            .await
+            .doing(|| format!("read {}", dir.display()))?;
         let wanted = self.kubelet.site.options.nodes;
         if usize::from(wanted) != nodes {
             self.kubelet.set_nodes(wanted).await?;
         }
         self.kubelet.reconcile();
+        Ok(())
+    }
+
+    /// Waits until the watch has seen what the directory holds now: who asks has just changed it.
+    async fn catch_up(&self, dir: &Path) -> io::Result<()> {
+        let until = Instant::now() + LAST_ONE;
+        while Instant::now() < until {
+            let (objects, problems) = culvert_manifests::load(dir)?;
+            let seen = &self.kubelet.source;
+            // What is refused leaves what it said before.
+            let same = !problems.is_empty() || *seen.objects().borrow().as_ref() == objects;
+            if same && *seen.problems().borrow().as_ref() == problems {
+                break;
+            }
+            sleep(POLL).await;
+        }
         Ok(())
     }
 

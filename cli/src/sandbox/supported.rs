@@ -161,6 +161,18 @@ pub fn deployment(deployment: &impl Serialize) -> Verdict {
     if selector.get("matchExpressions").is_some() {
         verdict.refuse("spec.selector.matchExpressions is not supported in the sandbox");
     }
+    let strategy = deployment["spec"]["strategy"]["type"].as_str();
+    if let Some(got) = strategy.filter(|got| *got != "RollingUpdate") {
+        verdict.refuse(format!(
+            "got spec.strategy.type {got:?}, the sandbox supports RollingUpdate"
+        ));
+    }
+    let policy = deployment["spec"]["template"]["spec"]["restartPolicy"].as_str();
+    if let Some(got) = policy.filter(|got| *got != "Always") {
+        verdict.refuse(format!(
+            "got spec.template.spec.restartPolicy {got:?}, a Deployment restarts Always"
+        ));
+    }
     let labels = &deployment["spec"]["template"]["metadata"]["labels"];
     let wanted = selector["matchLabels"].as_object();
     let fits = wanted.is_some_and(|wanted| wanted.iter().all(|(k, v)| labels.get(k) == Some(v)));
@@ -349,7 +361,7 @@ mod tests {
         assert_eq!(service(&typed).refused.len(), 1);
         let template = json!({"metadata": {"labels": {"app": "b"}}});
         let selector = json!({"matchLabels": {"app": "a"}});
-        let strange = json!({"spec": {"selector": selector, "template": template, "paused": true}});
-        assert_eq!(deployment(&strange).refused.len(), 2);
+        let strange = json!({"spec": {"selector": selector, "template": template, "paused": true, "strategy": {"type": "Recreate"}}});
+        assert_eq!(deployment(&strange).refused.len(), 3);
     }
 }

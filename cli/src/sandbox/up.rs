@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use culvert_runtime::log;
+
 use super::{
     api::{self, Request, Status},
     binaries::{self, Binaries},
@@ -38,11 +40,16 @@ pub fn run(args: Up) -> Result<()> {
     let (nodes, pods) = (status.nodes.len(), status.pods.len());
     let state = if status.ready { "ready" } else { "starting" };
     let name = &status.name;
-    let text = format!("The sandbox {name:?} is {state}: {nodes} nodes, {pods} pods.\n");
+    let (nodes, pods) = (count(nodes, "node"), count(pods, "pod"));
+    let text = format!("The sandbox {name:?} is {state}: {nodes}, {pods}.\n");
     for problem in status.problems.iter().filter(|problem| !problem.refused) {
         eprintln!("note: {}: {}", problem.place, problem.reason);
     }
     output::print(&text).doing(|| "print".into())
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// The options of a sandbox from the command line.
@@ -214,11 +221,9 @@ fn manifests_dir(dir: &Path) -> Result<PathBuf> {
 
 /// The hidden command that `up` starts.
 pub fn supervise(name: Name) -> Result<()> {
-    let filter = std::env::var("CULVERT_SANDBOX_LOG").unwrap_or_else(|_| "info".into());
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "info".into());
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
-    log.with_ansi(false).init();
-    supervisor::run(name)
+    let layout = Layout::new(name);
+    let options = Options::load(&layout).doing(|| format!("read {}", layout.state().display()))?;
+    let started = log::init(&options.log, log::Format::Plain);
+    started.map_err(|error| Error::Usage(format!("--log {:?}: {error}", options.log)))?;
+    supervisor::run(layout, options)
 }

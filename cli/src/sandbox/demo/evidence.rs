@@ -17,17 +17,20 @@ pub const SECRET: &str = "CULVERT-DEMO-SECRET-PAYLOAD";
 /// What the unmeshed pods send over the same link.
 pub const PLAIN: &str = "CULVERT-DEMO-PLAINTEXT-CONTROL";
 
+/// The port of the fabric that the first node is at.
+const LINK: &str = "n1";
+
 /// Captures that run.
 pub struct Evidence {
-    links: Vec<Capture>,
+    link: Capture,
     nodes: Vec<Capture>,
     inside: Capture,
 }
 
 /// What the captures found.
 pub struct Found {
-    /// On the links between the nodes.
-    pub links: Findings,
+    /// On the link between the nodes.
+    pub link: Findings,
     /// On every interface of every node.
     pub nodes: Findings,
     /// On the loopback of a pod, between the application and the proxy.
@@ -56,16 +59,15 @@ impl Evidence {
             .iter()
             .find(|pod| pod.deployment.as_deref() == Some("web"));
         let web = web.ok_or_else(|| Error::Demo(vec!["there is no pod of web".into()]))?;
-        let links = status.nodes.iter().map(|node| {
-            let pcap = layout.captures().join(format!("{}.pcap", node.name));
-            start(&fabric, Some(&node.name), Some(pcap))
-        });
+        // Of two nodes, one end of the link sees all that they say to each other.
+        let pcap = layout.captures().join("node-link.pcap");
+        let link = start(&fabric, Some(LINK), Some(pcap))?;
         let nodes = status
             .nodes
             .iter()
             .map(|node| start(&open(&node.netns)?, None, None));
         Ok(Self {
-            links: links.collect::<Result<_>>()?,
+            link,
             nodes: nodes.collect::<Result<_>>()?,
             inside: start(&open(&web.netns)?, Some("lo"), None)?,
         })
@@ -74,7 +76,7 @@ impl Evidence {
     /// Ends the captures.
     pub fn stop(self) -> Result<Found> {
         Ok(Found {
-            links: add(self.links)?,
+            link: add(vec![self.link])?,
             nodes: add(self.nodes)?,
             inside: add(vec![self.inside])?,
         })

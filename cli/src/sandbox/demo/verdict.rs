@@ -23,8 +23,21 @@ pub struct Verdict {
     /// The checks.
     pub checks: Vec<Check>,
     edges: Vec<Edge>,
+    seconds: f64,
     #[serde(skip)]
     table: Edges,
+}
+
+/// What was seen.
+pub struct Seen {
+    /// What flowed.
+    pub edges: Edges,
+    /// In how many seconds.
+    pub seconds: f64,
+    /// What the captures found.
+    pub found: Found,
+    /// What the traffic generator counted.
+    pub client: Report,
 }
 
 /// One thing that must hold.
@@ -50,7 +63,13 @@ struct Edge {
 
 impl Verdict {
     /// Judges what was seen.
-    pub fn of(edges: Edges, found: Found, client: Report, status: &Status) -> Self {
+    pub fn of(seen: Seen, status: &Status) -> Self {
+        let Seen {
+            edges,
+            found,
+            client,
+            seconds,
+        } = seen;
         let mut checks = vec![identities(&edges), nobody_unknown(&edges)];
         checks.extend(application(client));
         checks.extend(link(&found, status));
@@ -64,6 +83,7 @@ impl Verdict {
             passed: checks.iter().all(|check| check.passed),
             edges: list.collect(),
             checks,
+            seconds,
             table: edges,
         }
     }
@@ -71,11 +91,8 @@ impl Verdict {
     /// For people.
     pub fn render(&self, colours: bool) -> String {
         let mut text = String::from("\nWhat flowed while it was watched\n\n");
-        text += &self
-            .table
-            .table(&self.table, 1.0)
-            .render(colours)
-            .replace("CONN/S", "      ");
+        let nothing = Edges::default();
+        text += &self.table.table(&nothing, self.seconds).render(colours);
         text += "\nWhat that shows\n\n";
         for check in &self.checks {
             let mark = match check.passed {
@@ -149,15 +166,15 @@ fn application(client: Report) -> [Check; 2] {
 }
 
 fn link(found: &Found, status: &Status) -> [Check; 3] {
-    let on_link = between_meshed(&found.links, status);
-    let frames = found.links.frames;
-    let everywhere = found.nodes.found[0] + found.links.found[0];
+    let on_link = between_meshed(&found.link, status);
+    let frames = found.link.frames;
+    let everywhere = found.nodes.found[0] + found.link.found[0];
     [
         check(
             on_link.tls > 0,
             "Meshed pods talk TLS over the link between the nodes",
             format!(
-                "{} streams began with a TLS handshake, of {frames} frames",
+                "{} streams, two to a connection, began with a TLS handshake, in {frames} frames",
                 on_link.tls
             ),
         ),
@@ -179,7 +196,7 @@ fn link(found: &Found, status: &Status) -> [Check; 3] {
 
 /// Without these the search could be blind.
 fn control_experiments(found: &Found) -> [Check; 2] {
-    let (plain, inside) = (found.links.found[1], found.inside.found[0]);
+    let (plain, inside) = (found.link.found[1], found.inside.found[0]);
     [
         check(
             plain > 0,
@@ -195,7 +212,7 @@ fn control_experiments(found: &Found) -> [Check; 2] {
 }
 
 fn complete(found: &Found) -> Check {
-    let lost = found.links.dropped + found.nodes.dropped + found.inside.dropped;
+    let lost = found.link.dropped + found.nodes.dropped + found.inside.dropped;
     check(
         lost == 0,
         "The captures are complete",

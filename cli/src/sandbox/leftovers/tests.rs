@@ -35,7 +35,11 @@ impl Rig {
 
     fn fabric(&self, nodes: u8) -> (Fabric, Vec<Netns>) {
         let fabric = Fabric::up(&self.layout).unwrap_or_else(|e| panic!("{e}"));
-        let node = |id| fabric.add_node(&self.layout, id).unwrap_or_else(|e| panic!("{e}"));
+        let node = |id| {
+            fabric
+                .add_node(&self.layout, id)
+                .unwrap_or_else(|e| panic!("{e}"))
+        };
         let nodes = NodeId::first(nodes).map(node).collect();
         (fabric, nodes)
     }
@@ -130,6 +134,10 @@ fn nodes_reach_each_other_and_the_pods_behind() {
         Ok(routes)
     });
     // 10.244.2.0 by 10.245.0.2, in the byte order of the machine.
-    let route = format!("{:08X}\t{:08X}", u32::from_ne_bytes([10, 244, 2, 0]), u32::from_ne_bytes([10, 245, 0, 2]));
+    let route = format!(
+        "{:08X}\t{:08X}",
+        u32::from_ne_bytes([10, 244, 2, 0]),
+        u32::from_ne_bytes([10, 245, 0, 2])
+    );
     assert!(routes.is_ok_and(|routes| routes.contains(&route)));
 }

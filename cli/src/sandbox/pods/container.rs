@@ -201,7 +201,8 @@ impl Task {
             netns: netns.descriptor()?,
             unprivileged: None,
             private: Some(Private::New {
-                hosts: self.hosts(),
+                hosts: self.etc().join("hosts"),
+                resolv_conf: self.etc().join("resolv.conf"),
                 hostname: self.hostname(spec),
             }),
             files: (SOFT_FILES, FILES),
@@ -229,7 +230,7 @@ impl Task {
 
     fn command_line(&self, container: &Container, spec: &PodSpec) -> CommandLine {
         let object = self.shared.object(&self.placement, &self.wanted.borrow());
-        let path = format!("{PATH}:{}", self.world.site.binaries.dir.display());
+        let path = format!("{}:{PATH}", self.world.site.binaries.dir.display());
         let mut env = vec![
             ("PATH".to_owned(), path),
             ("HOME".to_owned(), "/root".to_owned()),

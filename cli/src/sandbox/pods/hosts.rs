@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A pod's `/etc/hosts`.
+//! A pod's `/etc/hosts` and `/etc/resolv.conf`.
 
 use std::{
     fmt::Write as _,
@@ -26,6 +26,12 @@ pub fn own(hostname: &str, ips: &[IpAddr], aliases: &[HostAlias]) -> String {
         let _ = writeln!(text, "{} {names}", alias.ip);
     }
     text
+}
+
+/// There is no DNS in a sandbox, and to ask the machine's from a pod would take its clients many
+/// seconds: here nothing listens, and a name that is in no `/etc/hosts` is unknown at once.
+pub fn resolv_conf(namespace: &str) -> String {
+    format!("search {namespace}.svc.cluster.local svc.cluster.local\nnameserver 127.0.0.1\n")
 }
 
 /// Writes the file in place: it is mounted in pods, which would not see another one of its name. A

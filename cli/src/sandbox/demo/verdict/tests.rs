@@ -57,7 +57,7 @@ fn findings(secret: u64, plain: u64) -> Findings {
 
 fn found() -> Found {
     Found {
-        links: findings(0, 7),
+        link: findings(0, 7),
         nodes: findings(0, 7),
         inside: findings(9, 0),
     }
@@ -69,15 +69,25 @@ const CLIENT: Report = Report {
     mistaken: 0,
 };
 
+fn seen(edges: Edges, found: Found, client: Report) -> Seen {
+    let seconds = 2.0;
+    Seen {
+        edges,
+        seconds,
+        found,
+        client,
+    }
+}
+
 fn failed(edges: Edges, found: Found, client: Report) -> Vec<String> {
-    let verdict = Verdict::of(edges, found, client, &status());
+    let verdict = Verdict::of(seen(edges, found, client), &status());
     let failed = verdict.checks.into_iter().filter(|check| !check.passed);
     failed.map(|check| check.claim).collect()
 }
 
 #[test]
 fn all_is_well() {
-    let verdict = Verdict::of(edges(), found(), CLIENT, &status());
+    let verdict = Verdict::of(seen(edges(), found(), CLIENT), &status());
     assert!(verdict.judge().is_ok());
     assert!(
         verdict
@@ -94,18 +104,18 @@ fn each_check_can_fail() {
         failed(edges(), found, CLIENT)
     };
     assert_eq!(
-        one(&|f| f.links.found[0] = 1),
+        one(&|f| f.link.found[0] = 1),
         ["No payload is readable outside the pods"]
     );
     assert_eq!(
         one(&|f| f.nodes.found[0] = 1),
         ["No payload is readable outside the pods"]
     );
-    assert_eq!(one(&|f| f.links.found[1] = 0).len(), 1);
+    assert_eq!(one(&|f| f.link.found[1] = 0).len(), 1);
     assert_eq!(one(&|f| f.inside.found[0] = 0).len(), 1);
-    assert_eq!(one(&|f| f.links.dropped = 1), ["The captures are complete"]);
-    assert_eq!(one(&|f| f.links.streams.clear()).len(), 1);
-    let other = |f: &mut Found| f.links.streams.values_mut().for_each(|b| b.other = 1);
+    assert_eq!(one(&|f| f.link.dropped = 1), ["The captures are complete"]);
+    assert_eq!(one(&|f| f.link.streams.clear()).len(), 1);
+    let other = |f: &mut Found| f.link.streams.values_mut().for_each(|b| b.other = 1);
     assert_eq!(one(&other), ["Meshed pods talk nothing else over it"]);
     assert_eq!(failed(Edges::default(), found(), CLIENT).len(), 1);
     assert_eq!(
