@@ -63,7 +63,7 @@ pub struct Args {
     pub access_log: AccessLogFormat,
 
     /// How long dialling an endpoint may take.
-    #[arg(long, env = "CULVERT_OUTBOUND_CONNECT_TIMEOUT", default_value = "3s")]
+    #[arg(long, env = "CULVERT_OUTBOUND_CONNECT_TIMEOUT", default_value = "1s")]
     pub outbound_connect_timeout: String,
 
     /// How long dialling the application may take.

@@ -81,6 +81,10 @@ impl<'a> Pumps<'a> {
             meters.wire.read.inc_by(plain.len() as u64);
         }
         down.chunk = Chunk::early(plain);
+        if ends.session.as_ref().is_some_and(|session| session.peer_closed()) {
+            // A short request and its end came with the handshake's last flight.
+            down.phase = Phase::Ending;
+        }
         Self {
             app: ends.app.split(),
             wire: ends.wire.split(),

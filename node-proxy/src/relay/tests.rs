@@ -327,6 +327,38 @@ async fn what_was_read_before_is_delivered_first() {
 }
 
 #[tokio::test]
+async fn a_request_and_its_end_may_come_with_the_handshake() {
+    let (mut app, mut near_app) = sockets().await;
+    let (mut near, mut far) = sockets().await;
+    let authority = Authority::new();
+    let client = client_session(&authority.credentials("web"), &identity("cart"));
+    let server = server_session(&authority.credentials("cart"));
+    let request = async {
+        let mut session = ok(handshake(client, &mut near, Vec::new()).await).session;
+        let mut out = [0; 256];
+        let sealed = ok(session.seal(&mut [], b"ping", &mut out));
+        let closed = ok(session.close(&mut [], &mut out[sealed..]));
+        ok(near.write_all(&out[..sealed + closed]).await);
+        ok(near.shutdown().await);
+    };
+    let ((), done) = tokio::join!(request, handshake(server, &mut far, Vec::new()));
+    let done = ok(done);
+    assert!(done.session.peer_closed(), "it did not come with the handshake");
+    ok(app.shutdown().await);
+    let ends = Ends {
+        app: &mut near_app,
+        wire: &mut far,
+        session: Some(done.session),
+        plain: done.plain,
+        sealed: done.sealed,
+    };
+    let relayed = relay(ends, meters(), HALF_OPEN).await;
+    assert!(relayed.end.is_ok(), "{:?}", relayed.end);
+    drop(near_app);
+    assert_eq!(read_to_end(&mut app).await.0, b"ping");
+}
+
+#[tokio::test]
 async fn a_half_open_connection_that_moves_nothing_ends() {
     for tls in [false, true] {
         let mut chain = chain(tls, Duration::from_millis(200)).await;
