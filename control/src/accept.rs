@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Takes TLS connections: the accept loop never waits for a peer.
 
+mod sources;
+
 use std::{
+    future::Future,
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,21 +21,29 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::timeout,
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
+use self::sources::{Place, Sources};
 use crate::metrics::{Metrics, Share};
 
 /// How long a peer may take for its handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a peer may take from its handshake to its first authenticated call.
+const PROBATION: Duration = Duration::from_secs(10);
 
 /// How many handshakes go on at once.
 const MAX_HANDSHAKES: usize = 256;
 
 /// How many connections are open at once; each takes a file descriptor.
 const MAX_CONNECTIONS: usize = 8192;
+
+/// The same for one source address, so that no pod locks the nodes out.
+const MAX_HANDSHAKES_OF_ONE: usize = 16;
+const MAX_CONNECTIONS_OF_ONE: usize = 64;
 
 /// How many connections wait for the gRPC server.
 const QUEUE: usize = 64;
@@ -38,19 +52,41 @@ const QUEUE: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
+    probation: Probation,
+    /// When probation ends; none once it was passed.
+    deadline: Option<Pin<Box<Sleep>>>,
     _open: Open,
+}
+
+/// Whether a connection's peer is still to prove that it is a node. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Probation {
+    passed: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
 struct Open {
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
     _share: Share,
+}
+
+/// One of a limited number, of all and of its source.
+#[derive(Debug)]
+struct Permit {
+    _of_all: OwnedSemaphorePermit,
+    _of_source: Place,
+}
+
+#[derive(Debug)]
+struct Limit {
+    all: Arc<Semaphore>,
+    sources: Sources,
 }
 
 struct Acceptor {
     tls: TlsAcceptor,
-    handshakes: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
+    handshakes: Limit,
+    connections: Limit,
     ready: mpsc::Sender<io::Result<Connection>>,
     metrics: Metrics,
 }
@@ -64,13 +100,31 @@ pub(crate) fn accept(
     let (ready, connections) = mpsc::channel(QUEUE);
     let acceptor = Acceptor {
         tls: tls.into(),
-        handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
-        connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        handshakes: Limit::new(MAX_HANDSHAKES, MAX_HANDSHAKES_OF_ONE),
+        connections: Limit::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE),
         ready,
         metrics,
     };
     tokio::spawn(acceptor.run(listener));
     connections
+}
+
+// === impl Limit ===
+
+impl Limit {
+    fn new(all: usize, of_one: usize) -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(all)),
+            sources: Sources::new(of_one),
+        }
+    }
+
+    fn take(&self, peer: SocketAddr) -> Option<Permit> {
+        Some(Permit {
+            _of_all: Arc::clone(&self.all).try_acquire_owned().ok()?,
+            _of_source: self.sources.enter(peer.ip())?,
+        })
+    }
 }
 
 // === impl Acceptor ===
@@ -93,9 +147,8 @@ impl Acceptor {
     }
 
     fn begin(&self, stream: TcpStream, peer: SocketAddr) {
-        let handshake = Arc::clone(&self.handshakes).try_acquire_owned();
-        let connection = Arc::clone(&self.connections).try_acquire_owned();
-        let (Ok(handshake), Ok(connection)) = (handshake, connection) else {
+        let permits = self.handshakes.take(peer).zip(self.connections.take(peer));
+        let Some((handshake, connection)) = permits else {
             tracing::warn!(peer.address = %peer, "Refused a connection: too many are open");
             self.metrics.handshake("refused");
             return;
@@ -111,10 +164,7 @@ impl Acceptor {
             let stream = handshaken(&tls, stream, peer, &metrics).await;
             drop(handshake);
             if let Some(stream) = stream {
-                let connection = Connection {
-                    stream,
-                    _open: open,
-                };
+                let connection = Connection::new(stream, open, PROBATION);
                 // The server may have stopped meanwhile.
                 let _ = ready.send(Ok(connection)).await;
             }
@@ -151,10 +201,54 @@ async fn handshaken(
 
 // === impl Connection ===
 
-impl Connected for Connection {
-    type ConnectInfo = ();
+impl Connection {
+    fn new(stream: TlsStream<TcpStream>, open: Open, patience: Duration) -> Self {
+        Self {
+            stream,
+            probation: Probation::default(),
+            deadline: Some(Box::pin(sleep(patience))),
+            _open: open,
+        }
+    }
 
-    fn connect_info(&self) {}
+    /// Fails once the peer took too long to prove that it is a node.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(deadline) = &mut self.deadline else {
+            return Ok(());
+        };
+        if self.probation.is_passed() {
+            self.deadline = None;
+            return Ok(());
+        }
+        match deadline.as_mut().poll(cx) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(()) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no authenticated call",
+            )),
+        }
+    }
+}
+
+// === impl Probation ===
+
+impl Probation {
+    /// The peer is a node.
+    pub(crate) fn pass(&self) {
+        self.passed.store(true, Ordering::Relaxed);
+    }
+
+    fn is_passed(&self) -> bool {
+        self.passed.load(Ordering::Relaxed)
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Probation;
+
+    fn connect_info(&self) -> Probation {
+        self.probation.clone()
+    }
 }
 
 impl AsyncRead for Connection {
@@ -163,6 +257,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -173,6 +268,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -181,6 +277,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -189,6 +286,7 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

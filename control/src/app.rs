@@ -144,7 +144,7 @@ impl Bound {
         let (loaded, ready) = watch::channel(false);
         let (keeping, kept) = watch::channel(0);
         let index = Index::new(self.reports);
-        let (views, reports) = (index.view(), index.reports());
+        let views = index.view();
         let index = Arc::new(Mutex::new(index));
         let authenticator = self.tokens.authenticator();
         let metrics = self.metrics;
@@ -161,7 +161,7 @@ impl Bound {
         tasks.spawn(serving.renew(self.config.issuance_lifetime, metrics.clone()));
         tasks.spawn(keep::keep(
             self.config.state_dir,
-            reports,
+            Arc::clone(&index),
             keeping,
             metrics.clone(),
         ));

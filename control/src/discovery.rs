@@ -7,10 +7,13 @@ mod subscriptions;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use culvert_api::grpc::v1::{WatchRequest, WatchResponse, discovery_server};
+use culvert_api::{
+    grpc::v1::{WatchRequest, WatchResponse, discovery_server},
+    workload::PodUid,
+};
 use futures_util::{Stream, StreamExt, future, stream::BoxStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -100,7 +103,7 @@ impl discovery_server::Discovery for Discovery {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let caller = self.authenticator.authenticate(request.metadata())?;
+        let caller = self.authenticator.admit(&request)?;
         let (messages, receiver) = mpsc::channel(stream::QUEUE);
         let (end, ended) = oneshot::channel();
         let outbound = stream::Outbound { messages, end };
@@ -128,15 +131,19 @@ fn until(
 
 impl Shared {
     fn apply(&self, node: &str, report: &Report) -> Result<Applied, Refused> {
-        self.index
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .report(node, report)
+        self.index().report(node, report)
     }
 
-    /// Waits until the reports of `revision` are on disk.
-    async fn kept(&self, revision: u64) {
+    /// Waits until the reports of `revision` are on disk, and the streams know what they say of a
+    /// pod. Answers how many don't.
+    async fn told(&self, uid: &PodUid, revision: u64) -> usize {
         // An error says that control is stopping.
         let _ = self.kept.clone().wait_for(|kept| *kept >= revision).await;
+        let version = self.index().version_of(uid);
+        self.streams.known(version).await
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -47,7 +47,7 @@ enum Denied {
 
 impl Identities {
     async fn answer(&self, request: Request<CertifyRequest>) -> Result<CertifyResponse, Status> {
-        let caller = self.authenticator.authenticate(request.metadata())?;
+        let caller = self.authenticator.admit(&request)?;
         let CertifyRequest { pod_uid, csr } = request.into_inner();
         let uid = PodUid(pod_uid);
         let pod = self.pod(&uid, &caller.node).await.map_err(|error| {

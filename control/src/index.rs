@@ -18,7 +18,7 @@ use culvert_manifests::Objects;
 use tokio::sync::watch;
 
 pub use self::{
-    reports::{Known, Report, Reports, Stale},
+    reports::{Known, Report, Reporter, Reports, Stale},
     view::{Destination, Peer, Pod, Service, View},
 };
 
@@ -27,14 +27,14 @@ pub use self::{
 pub struct Index {
     objects: Arc<Objects>,
     reports: watch::Sender<Arc<Reports>>,
+    /// Those that say meshed, on disk as well as now: only they are told to peers.
+    told: Reports,
     view: watch::Sender<Arc<View>>,
 }
 
 /// A report is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// The version of the view that has it.
-    pub version: u64,
     /// The revision of the reports that has it.
     pub revision: u64,
 }
@@ -72,6 +72,7 @@ impl Index {
     pub fn new(reports: Reports) -> Self {
         Self {
             objects: Arc::default(),
+            told: reports.clone(),
             reports: watch::Sender::new(Arc::new(reports)),
             view: watch::Sender::default(),
         }
@@ -86,6 +87,18 @@ impl Index {
                 .map(|followed| *reports = Arc::new(followed))
                 .is_some()
         });
+        if let Some(told) = self.told.followed(&self.objects) {
+            self.told = told;
+        }
+        self.rebuild();
+    }
+
+    /// Tells peers of `reports`, which are on disk: a restart tells them the same.
+    pub fn written(&mut self, reports: &Reports) {
+        let next = self.view.borrow().version + 1;
+        let written = reports.followed(&self.objects);
+        let written = written.unwrap_or_else(|| reports.clone());
+        self.told = written.told_after(&self.told, next);
         self.rebuild();
     }
 
@@ -98,23 +111,32 @@ impl Index {
             Err(Refused::UnknownPod { .. }) if !report.steered => {
                 let known = self.reports.borrow().withdrawn(report, node);
                 self.keep(&report.uid, known);
-                return Ok(self.applied(u64::MAX));
+                return Ok(self.applied());
             }
             Err(refused) => return Err(refused),
         };
         self.keep(&report.uid, known);
-        let version = self.reports.borrow().version_of(&report.uid);
-        Ok(self.applied(version))
+        Ok(self.applied())
     }
 
-    fn applied(&self, version: u64) -> Applied {
+    /// The version of the view that first had the last report of a pod, once that is written.
+    pub fn version_of(&self, uid: &PodUid) -> u64 {
+        let view = self.view.borrow();
+        let version = match view.pod(uid) {
+            None => u64::MAX,
+            Some(_) if self.told.meshed(uid) => self.told.version_of(uid),
+            Some(_) => self.reports.borrow().version_of(uid),
+        };
+        version.min(view.version)
+    }
+
+    fn applied(&self) -> Applied {
         Applied {
-            version: version.min(self.view.borrow().version),
             revision: self.reports.borrow().revision(),
         }
     }
 
-    fn keep(&self, uid: &PodUid, known: Option<Known>) {
+    fn keep(&mut self, uid: &PodUid, known: Option<Known>) {
         let Some(known) = known else { return };
         self.reports.send_modify(|reports| {
             Arc::make_mut(reports).insert(uid.clone(), known);
@@ -147,9 +169,10 @@ impl Index {
         })
     }
 
-    fn rebuild(&self) {
+    fn rebuild(&mut self) {
+        self.told.cut(&self.reports.borrow());
         self.view.send_if_modified(|view| {
-            let next = build::view(&self.objects, &self.reports.borrow(), view);
+            let next = build::view(&self.objects, &self.told, view);
             let modified = next.differs(view);
             if modified {
                 *view = Arc::new(next);

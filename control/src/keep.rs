@@ -5,14 +5,23 @@
 use std::{
     io::{self, ErrorKind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::{sync::watch, task::spawn_blocking};
 
-use crate::{file, index::Reports, metrics::Metrics};
+use crate::{
+    file,
+    index::{Index, Reports},
+    metrics::Metrics,
+};
 
 const FILE: &str = "reports.json";
+
+/// How long to wait after a failure: at first, and at most.
+const RETRY: Duration = Duration::from_millis(100);
+const MOST_RETRY: Duration = Duration::from_secs(5);
 
 /// The reports of an earlier run can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -35,24 +44,50 @@ pub fn load(state_dir: &Path) -> Result<Reports, Lost> {
     }
 }
 
-/// Writes the reports whenever they change, and says which revision of them is written.
+/// Writes the reports whenever they change, tells the index what is written, and says which
+/// revision that is.
 pub async fn keep(
     state_dir: PathBuf,
-    mut reports: watch::Receiver<Arc<Reports>>,
+    index: Arc<Mutex<Index>>,
     kept: watch::Sender<u64>,
     metrics: Metrics,
 ) {
-    while reports.changed().await.is_ok() {
-        let newest = Arc::clone(&reports.borrow_and_update());
-        let revision = newest.revision();
-        let path = state_dir.join(FILE);
-        let written = spawn_blocking(move || write(&path, &newest)).await;
-        if let Err(error) = written.map_err(io::Error::other).flatten() {
-            metrics.keep_errors.inc();
-            tracing::error!(%error, "Could not keep the nodes' reports; a restart of control forgets them");
-        }
-        kept.send_replace(revision);
+    let path = state_dir.join(FILE);
+    let mut reports = lock(&index).reports();
+    // What came before this began is to be written too; what an earlier run kept is there.
+    if reports.borrow().revision() > 0 {
+        reports.mark_changed();
     }
+    while reports.changed().await.is_ok() {
+        let written = write_newest(&path, &mut reports, &metrics).await;
+        lock(&index).written(&written);
+        kept.send_replace(written.revision());
+    }
+}
+
+/// Tries until it is done; what is newer by then is written instead.
+async fn write_newest(
+    path: &Path,
+    reports: &mut watch::Receiver<Arc<Reports>>,
+    metrics: &Metrics,
+) -> Arc<Reports> {
+    let mut wait = RETRY;
+    loop {
+        let newest = Arc::clone(&reports.borrow_and_update());
+        let (to, content) = (path.to_owned(), Arc::clone(&newest));
+        let written = spawn_blocking(move || write(&to, &content)).await;
+        let Err(error) = written.map_err(io::Error::other).flatten() else {
+            return newest;
+        };
+        metrics.keep_errors.inc();
+        tracing::error!(file.path = %path.display(), %error, "Could not keep the nodes' reports; pods that are new to them stay unmeshed for their peers");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(MOST_RETRY);
+    }
+}
+
+fn lock(index: &Mutex<Index>) -> std::sync::MutexGuard<'_, Index> {
+    index.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn read(path: &Path) -> io::Result<Reports> {
@@ -65,7 +100,56 @@ fn write(path: &Path, reports: &Reports) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use prometheus::Registry;
+
     use super::*;
+    use crate::{
+        index::Destination,
+        testing::{objects, pod, report},
+    };
+
+    fn meshed(index: &Mutex<Index>) -> bool {
+        let view = Arc::clone(&lock(index).view().borrow());
+        match view.resolve(SocketAddr::from(([10, 0, 0, 1], 1))) {
+            Destination::Pod(peer) => peer.meshed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_written_is_tried_again_and_told_to_nobody() {
+        let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+        let state_dir = dir.path().join("not-there-yet");
+        let mut index = Index::new(Reports::default());
+        index.reset(objects(&pod("a", "n1", &["10.0.0.1"])));
+        let index = Arc::new(Mutex::new(index));
+        let metrics = Metrics::register(&Registry::new()).unwrap_or_else(|e| panic!("{e}"));
+        let (keeping, mut kept) = watch::channel(0);
+        let keeper = keep(
+            state_dir.clone(),
+            Arc::clone(&index),
+            keeping,
+            metrics.clone(),
+        );
+        let keeper = tokio::spawn(keeper);
+        let steered = report("a", 1, 1, true);
+        let applied = lock(&index).report("n1", &steered);
+        let revision = applied.unwrap_or_else(|e| panic!("{e}")).revision;
+        while metrics.keep_errors.get() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!meshed(&index) && *kept.borrow() == 0);
+        assert!(std::fs::create_dir(&state_dir).is_ok());
+        assert!(kept.wait_for(|kept| *kept >= revision).await.is_ok());
+        assert!(meshed(&index));
+        let loaded = load(&state_dir).unwrap_or_else(|e| panic!("{e}"));
+        let mut restarted = Index::new(loaded);
+        restarted.reset(objects(&pod("a", "n1", &["10.0.0.1"])));
+        assert!(meshed(&Mutex::new(restarted)));
+        keeper.abort();
+    }
 
     #[test]
     fn what_is_broken_is_not_taken_for_nothing() {

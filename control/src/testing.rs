@@ -6,7 +6,7 @@ use std::sync::Arc;
 use culvert_api::workload::{NetnsCookie, PodUid};
 use culvert_manifests::Objects;
 
-use crate::index::Report;
+use crate::index::{Report, Reporter};
 
 /// The objects of a text of manifests.
 pub(crate) fn objects(text: &str) -> Arc<Objects> {
@@ -63,5 +63,6 @@ pub(crate) fn report(pod: &str, cookie: u64, generation: u64, steered: bool) -> 
         cookie: NetnsCookie(cookie),
         generation,
         steered,
+        reporter: Reporter::default(),
     }
 }

@@ -9,7 +9,9 @@ use aws_lc_rs::{
 };
 use culvert_api::grpc::TOKEN_METADATA;
 use tokio::sync::watch;
-use tonic::{Status, metadata::MetadataMap};
+use tonic::{Request, Status, metadata::MetadataMap};
+
+use crate::accept::Probation;
 
 const RELOAD: Duration = Duration::from_secs(1);
 
@@ -123,6 +125,15 @@ fn hash_of(token: &str) -> Hash {
 // === impl Authenticator ===
 
 impl Authenticator {
+    /// Who calls; its connection may stay open from now on.
+    pub fn admit<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let caller = self.authenticate(request.metadata())?;
+        if let Some(probation) = request.extensions().get::<Probation>() {
+            probation.pass();
+        }
+        Ok(caller)
+    }
+
     /// Who calls, by `authorization: Bearer <token>`.
     pub fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let token = bearer(metadata).ok_or_else(|| {

@@ -9,6 +9,7 @@ use culvert_api::{
     grpc::v1::{self, destination::Kind as Of, watch_request, watch_response::Kind},
     policy::InboundPolicy,
 };
+use tokio::{io::AsyncReadExt, time::timeout};
 use tonic::Code;
 
 use self::cluster::{Cluster, VIP, account_pod, account_service, address, request};
@@ -335,5 +336,55 @@ async fn the_serving_certificate_is_renewed_without_a_restart() {
     cluster::eventually(async || cluster.serving_certificate().await != first).await;
     node.subscribe(VIP).await;
     assert!(is_unknown(&node.next().await), "the open stream goes on");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn silent_peers_of_one_address_lock_nobody_else_out() {
+    let cluster = Cluster::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(cluster.connect().await);
+    }
+    cluster
+        .until_metric("culvert_control_handshakes_total{result=\"refused\"} 284")
+        .await;
+    assert!(!cluster.admits([127, 0, 0, 1]).await);
+    assert!(cluster.admits([127, 0, 0, 2]).await);
+    drop(silent);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn who_does_not_prove_to_be_a_node_is_hung_up_on() {
+    let cluster = Cluster::start().await;
+    let mut node = cluster.watch("n1").await;
+    let mut silent = cluster.handshake().await;
+    let mut said = Vec::new();
+    // An end without a farewell is an end too.
+    let ended = timeout(Duration::from_secs(15), silent.read_to_end(&mut said)).await;
+    assert!(ended.is_ok(), "still open");
+    node.subscribe(VIP).await;
+    assert!(is_unknown(&node.next().await), "a node stays");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_proxy_whose_clock_stepped_back_is_answered_when_the_one_before_it_is_gone() {
+    let cluster = Cluster::start().await;
+    cluster.write("a.yaml", &account_pod("a", "n1", "10.0.0.1"));
+    let mut before = cluster.watch("n1").await;
+    before.send(report("a", 9, true)).await;
+    assert!(matches!(before.next().await, Kind::Reported(_)));
+    let mut after = cluster.watch("n1").await;
+    after.send(report("a", 5, false)).await;
+    cluster
+        .until_metric("culvert_control_reports_total{result=\"stale\"} 1")
+        .await;
+    drop(before);
+    let Kind::Reported(reported) = after.next().await else {
+        panic!("not answered");
+    };
+    assert_eq!(reported.generation, 5);
     cluster.stop().await;
 }

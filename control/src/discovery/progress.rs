@@ -32,6 +32,7 @@ pub(super) struct Progress {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Streams {
     inner: Arc<Mutex<Inner>>,
+    ended: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -130,6 +131,11 @@ impl Streams {
         }
     }
 
+    /// Changes when a stream ended.
+    pub(super) fn ended(&self) -> watch::Receiver<()> {
+        self.ended.subscribe()
+    }
+
     /// Waits until every stream knows `version` or ended, but not for long. Answers how many don't.
     pub(super) async fn known(&self, version: u64) -> usize {
         self.known_within(PATIENCE, version).await
@@ -198,6 +204,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.streams.lock().streams.remove(&self.id);
+        self.streams.ended.send_replace(());
     }
 }
 

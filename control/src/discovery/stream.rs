@@ -21,7 +21,7 @@ use tonic::{Status, Streaming};
 
 use super::{Shared, progress::Place, subscriptions::Subscriptions};
 use crate::{
-    index::{Applied, Refused, Report, View},
+    index::{Applied, Refused, Report, Reporter, View},
     metrics::Share,
     server::until,
     tokens::Caller,
@@ -54,6 +54,12 @@ struct Stream {
     subscribed: Share,
     /// Reports of pods whose objects are not there yet.
     early: BTreeMap<PodUid, Report>,
+    /// Reports that are older than those of another stream that lives.
+    outdated: BTreeMap<PodUid, Report>,
+    /// Changes when a stream ended.
+    ended: watch::Receiver<()>,
+    /// What its reports are known by while it lives; to be dropped before its place is.
+    token: Arc<()>,
     reported: (mpsc::Sender<v1::Reported>, mpsc::Receiver<v1::Reported>),
     place: Place,
     messages: mpsc::Sender<WatchResponse>,
@@ -114,6 +120,7 @@ impl Stream {
     fn new(shared: Shared, caller: Caller, messages: mpsc::Sender<WatchResponse>) -> Self {
         let mut views = shared.views.clone();
         let view = Arc::clone(&views.borrow_and_update());
+        let ended = shared.streams.ended();
         let place = shared.streams.enter(&caller.node, view.version);
         Self {
             subscribed: Share::of(&shared.metrics.subscriptions),
@@ -123,6 +130,9 @@ impl Stream {
             views,
             subscriptions: Subscriptions::default(),
             early: BTreeMap::new(),
+            outdated: BTreeMap::new(),
+            ended,
+            token: Arc::default(),
             reported: mpsc::channel(MAX_REPORTS),
             place,
             messages,
@@ -143,6 +153,7 @@ impl Stream {
                     None => return Ok(()),
                 },
                 Ok(()) = self.views.changed() => self.catch_up().await?,
+                Ok(()) = self.ended.changed() => self.report_outdated()?,
                 Some(reported) = self.reported.1.recv() => {
                     self.send(Kind::Reported(reported)).await?;
                 }
@@ -179,7 +190,9 @@ impl Stream {
                 self.subscribed.set(self.subscriptions.len());
                 Ok(())
             }
-            Some(Request::Report(report)) => self.report(from_wire(report)),
+            Some(Request::Report(report)) => {
+                self.report(from_wire(report, Reporter::of(&self.token)))
+            }
             Some(Request::Ack(v1::Ack { sequence })) => {
                 self.place.acknowledged(sequence);
                 Ok(())
@@ -244,12 +257,18 @@ impl Stream {
     fn report(&mut self, report: Report) -> Result<(), Status> {
         let result = self.shared.apply(&self.caller.node, &report);
         self.shared.metrics.reported(&result);
+        self.early.remove(&report.uid);
+        self.outdated.remove(&report.uid);
         match result {
-            Ok(applied) => {
-                self.early.remove(&report.uid);
-                self.answer(report, applied)
+            Ok(applied) => self.answer(report, applied),
+            Err(Refused::UnknownPod { .. }) => {
+                tracing::info!(pod.uid = %report.uid, "A report waits for its pod's object");
+                keep(&mut self.early, report)
             }
-            Err(Refused::UnknownPod { .. }) => self.keep(report),
+            Err(Refused::Stale(error)) if error.elsewhere => {
+                tracing::warn!(pod.uid = %report.uid, %error, "An old report waits for the end of the newer one's stream");
+                keep(&mut self.outdated, report)
+            }
             Err(error @ Refused::OtherNode { .. }) => {
                 tracing::warn!(node.name = self.caller.node, %error, "Refused a report");
                 Ok(())
@@ -261,17 +280,12 @@ impl Stream {
         }
     }
 
-    /// The pod's object may come later than its report.
-    fn keep(&mut self, report: Report) -> Result<(), Status> {
-        let full = self.early.len() >= MAX_REPORTS;
-        if full && !self.early.contains_key(&report.uid) {
-            return Err(Status::resource_exhausted(
-                "too many reports of unknown pods",
-            ));
-        }
-        tracing::info!(pod.uid = %report.uid, "A report waits for its pod's object");
-        self.early.insert(report.uid.clone(), report);
-        Ok(())
+    /// A stream ended: what it said outdates nothing any more.
+    fn report_outdated(&mut self) -> Result<(), Status> {
+        self.ended.borrow_and_update();
+        std::mem::take(&mut self.outdated)
+            .into_values()
+            .try_for_each(|report| self.report(report))
     }
 
     fn answer(&self, report: Report, applied: Applied) -> Result<(), Status> {
@@ -280,9 +294,12 @@ impl Stream {
         let permit = sender.try_reserve_owned();
         let permit = permit.map_err(|_| Status::resource_exhausted("too many open reports"))?;
         let shared = self.shared.clone();
+        let ended = self.reported.0.clone();
         tokio::spawn(async move {
-            let known = shared.streams.known(applied.version);
-            let (laggards, ()) = tokio::join!(known, shared.kept(applied.revision));
+            let laggards = tokio::select! {
+                laggards = shared.told(&report.uid, applied.revision) => laggards,
+                () = ended.closed() => return,
+            };
             if laggards > 0 {
                 tracing::warn!(pod.uid = %report.uid, laggards, "Nodes did not acknowledge a report");
             }
@@ -329,6 +346,14 @@ impl Stream {
     }
 }
 
+fn keep(waiting: &mut BTreeMap<PodUid, Report>, report: Report) -> Result<(), Status> {
+    if waiting.len() >= MAX_REPORTS {
+        return Err(Status::resource_exhausted("too many reports wait"));
+    }
+    waiting.insert(report.uid.clone(), report);
+    Ok(())
+}
+
 fn address(address: Option<&v1::Address>) -> Result<SocketAddr, Status> {
     let address = address.ok_or_else(|| Status::invalid_argument("no address"))?;
     let address = SocketAddr::try_from(address);
@@ -336,12 +361,13 @@ fn address(address: Option<&v1::Address>) -> Result<SocketAddr, Status> {
     Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
-fn from_wire(report: v1::Report) -> Report {
+fn from_wire(report: v1::Report, reporter: Reporter) -> Report {
     Report {
         uid: PodUid(report.pod_uid),
         cookie: NetnsCookie(report.netns_cookie),
         generation: report.generation,
         steered: report.steered,
+        reporter,
     }
 }
 

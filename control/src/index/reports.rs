@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::{Arc, Weak},
 };
 
 use culvert_api::workload::{Addresses, NetnsCookie, PodUid};
@@ -28,7 +29,13 @@ pub struct Report {
     pub generation: u64,
     /// Steered, or no longer.
     pub steered: bool,
+    /// The stream that it came by.
+    pub reporter: Reporter,
 }
+
+/// A stream of a node, known by the token that it holds while it lives. The default has ended.
+#[derive(Clone, Debug, Default)]
+pub struct Reporter(Weak<()>);
 
 /// A newer report is known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +45,8 @@ pub struct Stale {
     pub got: u64,
     /// The newest generation of the pod and its network namespace.
     pub known: u64,
+    /// Another stream, which lives, said the newest; once that ends this report may count.
+    pub elsewhere: bool,
 }
 
 /// The last report of each pod.
@@ -64,6 +73,9 @@ pub struct Known {
     /// The version of the view that had it first, of this run.
     #[serde(skip)]
     version: u64,
+    /// The stream that it came by; that of an earlier run has ended.
+    #[serde(skip)]
+    reporter: Reporter,
 }
 
 // === impl Reports ===
@@ -88,6 +100,22 @@ impl Reports {
         self.pods.insert(uid, known);
     }
 
+    /// These, as the newest on disk and after `told`: with what `next` tells first marked so.
+    pub(super) fn told_after(mut self, told: &Self, next: u64) -> Self {
+        for (uid, known) in &mut self.pods {
+            known.version = match told.pods.get(uid) {
+                Some(told) if told.steered => told.version,
+                _ => next,
+            };
+        }
+        self
+    }
+
+    /// Forgets what `newest` no longer says.
+    pub(super) fn cut(&mut self, newest: &Self) {
+        self.pods.retain(|uid, _| newest.meshed(uid));
+    }
+
     /// What is known after a report of `pod`, or nothing new.
     pub(super) fn apply(
         &self,
@@ -97,10 +125,11 @@ impl Reports {
     ) -> Result<Option<Known>, Stale> {
         let known = self.pods.get(&report.uid);
         let same = known.filter(|known| known.cookie == report.cookie);
-        if let Some(known) = same.filter(|known| known.generation > report.generation) {
+        if let Some(known) = same.filter(|known| known.outdates(report)) {
             return Err(Stale {
                 got: report.generation,
                 known: known.generation,
+                elsewhere: known.reporter != report.reporter,
             });
         }
         let elsewhere = known.is_some() && same.is_none();
@@ -116,6 +145,7 @@ impl Reports {
             addresses: pod.addresses.clone(),
             moving: early || same.is_some_and(|known| known.moving),
             version,
+            reporter: report.reporter.clone(),
         }))
     }
 
@@ -123,10 +153,11 @@ impl Reports {
     pub(super) fn withdrawn(&self, report: &Report, node: &str) -> Option<Known> {
         let known = self.pods.get(&report.uid)?;
         let same = known.cookie == report.cookie && known.node == node;
-        let newer = known.generation < report.generation;
+        let newer = !known.outdates(report) && known.generation != report.generation;
         (same && newer).then(|| Known {
             generation: report.generation,
             steered: false,
+            reporter: report.reporter.clone(),
             ..known.clone()
         })
     }
@@ -176,6 +207,36 @@ fn is_same_pod(old: &[IpAddr], new: &[IpAddr]) -> bool {
 
 impl Known {
     fn says(&self, report: &Report) -> bool {
-        self.generation == report.generation && self.steered == report.steered
+        self.generation == report.generation
+            && self.steered == report.steered
+            && self.reporter == report.reporter
+    }
+
+    /// Generations follow the node's clock, which may step back: they order the reports of streams
+    /// that live at one time, and what a stream that ended said outdates nothing.
+    fn outdates(&self, report: &Report) -> bool {
+        let ordered = self.reporter == report.reporter || self.reporter.lives();
+        ordered && self.generation > report.generation
     }
 }
+
+// === impl Reporter ===
+
+impl Reporter {
+    /// The stream that holds this token.
+    pub fn of(token: &Arc<()>) -> Self {
+        Self(Arc::downgrade(token))
+    }
+
+    fn lives(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+impl PartialEq for Reporter {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+}
+
+impl Eq for Reporter {}

@@ -39,8 +39,16 @@ fn peer(index: &Index, address: &str) -> Arc<Peer> {
     }
 }
 
-fn version(result: Result<Applied, Refused>) -> Option<u64> {
-    result.ok().map(|applied| applied.version)
+/// Applies a report as if it was on disk at once, and answers the version of the view that has it.
+fn version(index: &mut Index, node: &str, report: &Report) -> Option<u64> {
+    index.report(node, report).ok()?;
+    write(index);
+    Some(index.version_of(&report.uid))
+}
+
+fn write(index: &mut Index) {
+    let newest = Arc::clone(&index.reports().borrow());
+    index.written(&newest);
 }
 
 fn ready() -> String {
@@ -132,7 +140,7 @@ fn a_pod_in_the_host_network_is_an_endpoint_but_not_its_address() {
     let pod =
         pod("a", "n1", &["192.0.2.1"]).replace("nodeName: n1", "nodeName: n1\n  hostNetwork: true");
     let mut index = index(&format!("{SERVICE}{pod}"));
-    assert!(index.report("n1", &report("a", 1, 1, true)).is_ok());
+    assert!(version(&mut index, "n1", &report("a", 1, 1, true)).is_some());
     assert_eq!(
         endpoints(&index, "10.96.0.1:80"),
         ["192.0.2.1:8080 a"],
@@ -263,10 +271,7 @@ fn only_the_pods_own_node_makes_it_meshed() {
         "{unknown:?}"
     );
     assert!(!peer(&index, "10.0.0.1:1").meshed);
-    assert_eq!(
-        version(index.report("n1", &report("a", 1, 1, true))),
-        Some(2)
-    );
+    assert_eq!(version(&mut index, "n1", &report("a", 1, 1, true)), Some(2));
     assert!(peer(&index, "10.0.0.1:1").meshed);
     assert_eq!(
         endpoints(&index, "10.96.0.1:80"),
@@ -277,19 +282,21 @@ fn only_the_pods_own_node_makes_it_meshed() {
 #[test]
 fn older_reports_are_ignored_and_repeated_ones_change_nothing() {
     let mut index = index(&ready());
-    assert_eq!(
-        version(index.report("n1", &report("a", 1, 5, true))),
-        Some(2)
-    );
+    assert_eq!(version(&mut index, "n1", &report("a", 1, 5, true)), Some(2));
     let stale = index.report("n1", &report("a", 1, 4, false));
-    assert_eq!(stale, Err(Refused::Stale(Stale { got: 4, known: 5 })));
+    let expected = Stale {
+        got: 4,
+        known: 5,
+        elsewhere: false,
+    };
+    assert_eq!(stale, Err(Refused::Stale(expected)));
     assert_eq!(
-        version(index.report("n1", &report("a", 1, 5, true))),
+        version(&mut index, "n1", &report("a", 1, 5, true)),
         Some(2),
         "the version that had it"
     );
     assert_eq!(
-        version(index.report("n1", &report("a", 1, 6, false))),
+        version(&mut index, "n1", &report("a", 1, 6, false)),
         Some(3)
     );
     assert!(!peer(&index, "10.0.0.1:1").meshed);
@@ -298,9 +305,9 @@ fn older_reports_are_ignored_and_repeated_ones_change_nothing() {
 #[test]
 fn another_network_namespace_begins_anew_and_the_old_one_takes_nothing_back() {
     let mut index = index(&ready());
-    assert!(index.report("n1", &report("a", 1, 9, true)).is_ok());
-    assert!(index.report("n1", &report("a", 2, 1, true)).is_ok());
-    assert!(index.report("n1", &report("a", 1, 10, false)).is_ok());
+    assert!(version(&mut index, "n1", &report("a", 1, 9, true)).is_some());
+    assert!(version(&mut index, "n1", &report("a", 2, 1, true)).is_some());
+    assert!(version(&mut index, "n1", &report("a", 1, 10, false)).is_some());
     assert!(peer(&index, "10.0.0.1:1").meshed);
     index.reset(objects(&pod("a", "n1", &["10.0.0.9"])));
     assert!(
@@ -317,7 +324,7 @@ fn another_network_namespace_begins_anew_and_the_old_one_takes_nothing_back() {
 #[test]
 fn a_report_may_be_ahead_of_the_address_and_survives_a_restart() {
     let mut first = index(&pod("a", "n1", &[]));
-    assert!(first.report("n1", &report("a", 1, 1, true)).is_ok());
+    assert!(version(&mut first, "n1", &report("a", 1, 1, true)).is_some());
     first.reset(objects(&pod("a", "n1", &["10.0.0.1"])));
     assert!(peer(&first, "10.0.0.1:1").meshed);
     first.reset(objects(&pod("a", "n1", &["10.0.0.1", "fd00::1"])));
@@ -335,7 +342,7 @@ fn a_report_may_be_ahead_of_the_address_and_survives_a_restart() {
         "its file was gone for a moment only"
     );
     assert_eq!(
-        version(second.report("n1", &report("a", 1, 1, true))),
+        version(&mut second, "n1", &report("a", 1, 1, true)),
         Some(0),
         "known since before"
     );
@@ -350,11 +357,11 @@ fn a_report_may_be_ahead_of_the_address_and_survives_a_restart() {
 #[test]
 fn a_pod_that_is_gone_is_withdrawn_by_its_node_only() {
     let mut index = index(&ready());
-    assert!(index.report("n1", &report("a", 1, 1, true)).is_ok());
+    assert!(version(&mut index, "n1", &report("a", 1, 1, true)).is_some());
     index.reset(objects(""));
     for (node, cookie, meshed) in [("n2", 1, true), ("n1", 9, true), ("n1", 1, false)] {
         assert_eq!(
-            version(index.report(node, &report("a", cookie, 2, false))),
+            version(&mut index, node, &report("a", cookie, 2, false)),
             Some(3)
         );
         let mut later = Index::new(Reports::clone(&index.reports().borrow()));
@@ -362,7 +369,7 @@ fn a_pod_that_is_gone_is_withdrawn_by_its_node_only() {
         assert_eq!(peer(&later, "10.0.0.1:1").meshed, meshed, "{node} {cookie}");
     }
     assert_eq!(
-        version(index.report("n1", &report("unheard-of", 1, 1, false))),
+        version(&mut index, "n1", &report("unheard-of", 1, 1, false)),
         Some(3)
     );
 }
@@ -374,7 +381,7 @@ fn what_did_not_change_is_not_told() {
     let before = view.borrow_and_update().clone();
     index.reset(objects(&ready()));
     assert!(!view.has_changed().unwrap_or_else(|e| panic!("{e}")));
-    assert!(index.report("n1", &report("a", 1, 1, true)).is_ok());
+    assert!(version(&mut index, "n1", &report("a", 1, 1, true)).is_some());
     let after = view.borrow_and_update().clone();
     assert_eq!((before.version, after.version), (1, 2));
     let b = PodUid("uid-b".into());
@@ -383,4 +390,65 @@ fn what_did_not_change_is_not_told() {
         .zip(after.pod(&b))
         .is_some_and(|(old, new)| Arc::ptr_eq(old, new));
     assert!(same, "an unchanged pod is shared");
+}
+
+#[test]
+fn a_pod_is_meshed_once_that_is_on_disk_and_unmeshed_at_once() {
+    let mut index = index(&ready());
+    let meshed = |index: &Index| peer(index, "10.0.0.1:1").meshed;
+    let steer = |index: &mut Index, generation| {
+        assert!(
+            index
+                .report("n1", &report("a", 1, generation, true))
+                .is_ok()
+        );
+        Arc::clone(&index.reports().borrow())
+    };
+    let first = steer(&mut index, 1);
+    assert!(!meshed(&index));
+    let unrelated = index.report("n2", &report("b", 1, 1, true));
+    assert!(unrelated.is_ok() && !meshed(&index));
+    index.written(&first);
+    assert!(meshed(&index));
+    assert_eq!(index.version_of(&PodUid("uid-a".into())), 2);
+    assert!(!peer(&index, "10.0.0.2:1").meshed, "not written yet");
+    let withdrawn = index.report("n1", &report("a", 1, 2, false));
+    assert!(withdrawn.is_ok() && !meshed(&index));
+    let withdrawn = Arc::clone(&index.reports().borrow());
+    index.written(&first);
+    assert!(!meshed(&index), "what is written is old");
+    let again = steer(&mut index, 3);
+    assert!(!meshed(&index), "the withdrawal may be on disk by now");
+    index.written(&withdrawn);
+    assert!(!meshed(&index));
+    index.written(&again);
+    assert!(meshed(&index));
+}
+
+#[test]
+fn a_meshed_pod_stays_so_while_its_next_report_is_written() {
+    let mut index = index(&ready());
+    assert!(version(&mut index, "n1", &report("a", 1, 1, true)).is_some());
+    let next = index.report("n1", &report("a", 1, 2, true));
+    assert!(next.is_ok() && peer(&index, "10.0.0.1:1").meshed);
+    index.reset(objects(&pod("a", "n1", &["10.0.0.1", "10.0.0.3"])));
+    index.reset(objects(&pod("a", "n1", &["10.0.0.3"])));
+    assert!(peer(&index, "10.0.0.3:1").meshed, "it kept an address");
+}
+
+#[test]
+fn a_clock_that_stepped_back_is_believed_once_the_stream_before_it_ended() {
+    let mut index = index(&ready());
+    let (old, new) = (Arc::default(), Arc::default());
+    let of = |token: &Arc<()>, generation, steered| Report {
+        reporter: Reporter::of(token),
+        ..report("a", 1, generation, steered)
+    };
+    assert_eq!(version(&mut index, "n1", &of(&old, 9, true)), Some(2));
+    assert_eq!(version(&mut index, "n1", &of(&old, 8, false)), None);
+    assert_eq!(version(&mut index, "n1", &of(&new, 5, false)), None);
+    drop(old);
+    assert_eq!(version(&mut index, "n1", &of(&new, 5, false)), Some(3));
+    assert_eq!(version(&mut index, "n1", &of(&new, 4, true)), None);
+    assert!(!peer(&index, "10.0.0.1:1").meshed);
 }

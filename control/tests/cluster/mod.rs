@@ -35,7 +35,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Request, Status, Streaming,
@@ -297,14 +297,24 @@ impl Cluster {
     }
 
     async fn channel(&self) -> Channel {
+        let endpoint = self.endpoint();
+        endpoint.connect().await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn endpoint(&self) -> Endpoint {
         let anchors = Certificate::from_pem(self.anchors());
         let tls = ClientTlsConfig::new()
             .ca_certificate(anchors)
             .domain_name(NAME);
         let endpoint = Endpoint::from_shared(format!("https://{}", self.grpc));
         let endpoint = endpoint.and_then(|endpoint| endpoint.tls_config(tls));
-        let endpoint = endpoint.unwrap_or_else(|e| panic!("{e}"));
-        endpoint.connect().await.unwrap_or_else(|e| panic!("{e}"))
+        endpoint.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// Whether a peer at this address, of loopback, gets through TLS and to HTTP/2.
+    pub async fn admits(&self, address: [u8; 4]) -> bool {
+        let endpoint = self.endpoint().local_address(Some(address.into()));
+        endpoint.connect().await.is_ok()
     }
 
     fn anchors(&self) -> Vec<u8> {
@@ -339,6 +349,13 @@ impl Cluster {
 
     /// The leaf that control shows.
     pub async fn serving_certificate(&self) -> CertificateDer<'static> {
+        let stream = self.handshake().await;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        chain[0].clone().into_owned()
+    }
+
+    /// A TLS connection that says nothing.
+    pub async fn handshake(&self) -> TlsStream<TcpStream> {
         let tls = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap_or_else(|e| panic!("{e}"))
@@ -347,9 +364,7 @@ impl Cluster {
         let name = ServerName::try_from(NAME).unwrap_or_else(|e| panic!("{e}"));
         let connector = TlsConnector::from(Arc::new(tls));
         let stream = connector.connect(name, self.connect().await).await;
-        let stream = stream.unwrap_or_else(|e| panic!("{e}"));
-        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        chain[0].clone().into_owned()
+        stream.unwrap_or_else(|e| panic!("{e}"))
     }
 }
 

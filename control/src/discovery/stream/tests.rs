@@ -87,6 +87,7 @@ async fn reports_that_nobody_waits_for_are_bounded() {
         cookie: NetnsCookie(1),
         generation: 1,
         steered: true,
+        reporter: Reporter::default(),
     };
     assert!((0..MAX_REPORTS).all(|pod| stream.report(early(pod)).is_ok()));
     assert!(

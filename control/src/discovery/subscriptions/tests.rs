@@ -54,6 +54,8 @@ fn a_snapshot_and_then_what_changes() {
     let c = pod("c", "n1", &["10.0.0.3"]);
     index.reset(objects(&format!("{SERVICE}{a}{c}")));
     assert!(index.report("n1", &report("a", 1, 1, true)).is_ok());
+    let written = Arc::clone(&index.reports().borrow());
+    index.written(&written);
     let messages = subscriptions.catch_up("n1", &view(&index));
     let [message] = messages.as_slice() else {
         panic!("two changes are one message: {messages:?}");
