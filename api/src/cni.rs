@@ -38,6 +38,9 @@ pub enum Command {
     Check(Attachment),
     /// Let go of every attachment of this network that is not listed.
     Gc {
+        /// The network's name; empty from a plugin that does not say it.
+        #[serde(default)]
+        network: String,
         /// The attachments that the runtime still knows: container id and interface.
         valid: Vec<(String, String)>,
     },
@@ -48,6 +51,10 @@ pub enum Command {
 /// A container's interface in a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
+    /// The network's name, the `name` of its configuration; empty from a plugin that does not say
+    /// it.
+    #[serde(default)]
+    pub network: String,
     /// `CNI_CONTAINERID`.
     pub container_id: String,
     /// `CNI_IFNAME`.
@@ -114,4 +121,24 @@ pub mod code {
     pub const STEERING_FAILED: u32 = 100;
     /// CHECK found the pod not steered as ADD left it.
     pub const NOT_AS_ADDED: u32 = 101;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_that_names_no_network_is_understood() {
+        let gc = serde_json::from_str(r#"{"command":"gc","valid":[]}"#);
+        let expected = Command::Gc {
+            network: String::new(),
+            valid: vec![],
+        };
+        assert_eq!(gc.ok(), Some(expected));
+        let add = r#"{"command":"add","container_id":"c","ifname":"e","netns":null,"args":{}}"#;
+        let Ok(Command::Add(attachment)) = serde_json::from_str(add) else {
+            panic!("{add}")
+        };
+        assert_eq!(attachment.network, "");
+    }
 }

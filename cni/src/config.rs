@@ -24,6 +24,8 @@ const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/atta
 /// A network configuration.
 #[derive(Debug)]
 pub struct Config {
+    /// The network's `name`.
+    pub network: String,
     /// What the plugin before us answered: byte for byte what is returned.
     pub prev_result: Option<Box<RawValue>>,
     /// Our own fields.
@@ -80,7 +82,7 @@ pub fn parse(mut fields: Fields) -> Result<Config, Error> {
     fields.remove("ipam");
     let network = network(&fields)?;
     let ip_masq = network.ip_masq.then(|| "ipMasq".to_owned());
-    let mut ours = network.specific;
+    let (name, mut ours) = (network.name, network.specific);
     let valid_attachments = valid_attachments(&mut ours)?;
     ours.retain(|name, _| name != "capabilities" && !name.starts_with("cni.dev/"));
     let settings = Settings {
@@ -90,6 +92,7 @@ pub fn parse(mut fields: Fields) -> Result<Config, Error> {
         never_mesh: take(&mut ours, "neverMesh")?.unwrap_or_default(),
     };
     Ok(Config {
+        network: name,
         prev_result,
         settings,
         valid_attachments,

@@ -70,14 +70,15 @@ impl Environment {
     }
 
     /// The container, whose namespace the runtime must name.
-    pub fn attachment(&self) -> Result<Attachment, Error> {
+    pub fn attachment(&self, network: &str) -> Result<Attachment, Error> {
         self.required("CNI_NETNS")?;
-        self.old_attachment()
+        self.old_attachment(network)
     }
 
     /// The container, whose namespace may be gone (DEL).
-    pub fn old_attachment(&self) -> Result<Attachment, Error> {
+    pub fn old_attachment(&self, network: &str) -> Result<Attachment, Error> {
         Ok(Attachment {
+            network: network.to_owned(),
             container_id: container_id(self.required("CNI_CONTAINERID")?)?,
             ifname: ifname(self.required("CNI_IFNAME")?)?,
             netns: self.text("CNI_NETNS")?.map(netns).transpose()?,

@@ -48,6 +48,7 @@ pub fn take_back(settings: &Settings, attachment: &Attachment) -> io::Result<()>
 fn path(settings: &Settings, attachment: &Attachment) -> Option<PathBuf> {
     let dir = settings.opt_in_file.as_ref()?.parent()?.join(PASSED_DIR);
     let Attachment {
+        network: _,
         container_id,
         ifname,
         netns: _,

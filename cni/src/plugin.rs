@@ -93,11 +93,13 @@ fn not_chained() -> Error {
 }
 
 fn command(environment: &Environment, verb: Verb, config: &Config) -> Result<Command, Error> {
+    let network = &config.network;
     Ok(match verb {
-        Verb::Add => Command::Add(environment.attachment()?),
-        Verb::Del => Command::Del(environment.old_attachment()?),
-        Verb::Check => Command::Check(environment.attachment()?),
+        Verb::Add => Command::Add(environment.attachment(network)?),
+        Verb::Del => Command::Del(environment.old_attachment(network)?),
+        Verb::Check => Command::Check(environment.attachment(network)?),
         Verb::Gc => Command::Gc {
+            network: network.clone(),
             valid: valid(config)?,
         },
         Verb::Status | Verb::Version => Command::Status,

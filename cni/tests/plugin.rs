@@ -157,7 +157,8 @@ fn gc_and_status_come_with_1_1_0() {
         "{output:?}"
     );
     let valid = vec![("A".to_owned(), "eth0".to_owned())];
-    assert_eq!(served(agent), cni::Command::Gc { valid });
+    let network = "net".to_owned();
+    assert_eq!(served(agent), cni::Command::Gc { network, valid });
 
     let agent = fixture.agent(done(false));
     let output = plugin("STATUS", "", &fixture.config("1.1.0", ""));

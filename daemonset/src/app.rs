@@ -7,7 +7,7 @@ use anyhow::Context;
 use culvert_manifests::Source;
 use culvert_runtime::{admin::Admin, readiness::Readiness};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use prometheus::Registry;
+use prometheus::{Registry, process_collector::ProcessCollector};
 use tokio::{sync::watch, task::spawn_blocking};
 
 use crate::{
@@ -44,6 +44,7 @@ pub async fn build(config: Config) -> anyhow::Result<Agent> {
     readiness.pending(EBPF);
     readiness.pending(SOCKETS);
     let registry = Registry::new();
+    registry.register(Box::new(ProcessCollector::for_self()))?;
     let metrics = Metrics::register(&registry)?;
     let admin = serve_admin(config.admin, &registry, &readiness).await?;
     std::fs::create_dir_all(&config.run_dir)

@@ -129,7 +129,7 @@ impl CniServer {
                 Command::Add(attachment) => self.pods.add(attachment).await,
                 Command::Del(attachment) => self.pods.del(attachment).await,
                 Command::Check(attachment) => self.pods.check(attachment).await,
-                Command::Gc { valid } => self.pods.gc(valid).await,
+                Command::Gc { network, valid } => self.pods.gc(network, valid).await,
                 Command::Status => self.status(),
             }
         };

@@ -36,6 +36,8 @@ pub struct Enrolment {
     own: Own,
     listeners: Listeners,
     exclusions: loader::Exclusions,
+    /// Whether all is as `own` says. If not, the pod is to be cut off.
+    settled: bool,
 }
 
 /// A pod could not be steered, or let go of.
@@ -111,6 +113,7 @@ impl Enrolment {
                     own,
                     listeners,
                     exclusions,
+                    settled: true,
                 };
                 match enrolment.attach(ebpf).await {
                     Ok(()) => Ok(enrolment),
@@ -141,21 +144,48 @@ impl Enrolment {
         self.namespace.rtnl.changed().await
     }
 
+    /// Whether the last change of the rules, routes or programs succeeded.
+    pub const fn is_settled(&self) -> bool {
+        self.settled
+    }
+
     /// Looks at the addresses again, and says whether there is what the proxy does not know yet.
     pub async fn refresh(&mut self, ebpf: &Ebpf) -> Result<bool, Error> {
         let own = Own::pick(&self.namespace.rtnl.addresses().await?);
-        if own == self.own {
+        if self.settled && own == self.own {
             return Ok(false);
         }
+        self.settle(ebpf, own).await
+    }
+
+    /// Sets again what [`Self::differences`] found, but for the listeners. The addresses that the
+    /// proxy knows stay.
+    pub async fn repair(&mut self, ebpf: &Ebpf) -> Result<(), Error> {
+        self.settled = false;
+        self.namespace.rtnl.loopback_up().await?;
+        self.netns().run(sysctl::set).await??;
+        routes::apply(&self.namespace.rtnl, &self.own).await?;
+        self.settled = true;
+        self.attach(ebpf)
+            .await
+            .inspect_err(|_| self.settled = false)
+    }
+
+    async fn settle(&mut self, ebpf: &Ebpf, own: Own) -> Result<bool, Error> {
+        let was_settled = std::mem::replace(&mut self.settled, false);
         routes::apply(&self.namespace.rtnl, &own).await?;
         let same = own.all == self.own.all;
-        self.own = own;
-        if same {
-            return Ok(false);
+        if !was_settled || !same {
+            let (cookie, all) = (self.netns().cookie().0, own.all.clone());
+            let set = move |node: &mut loader::Node| {
+                node.set_own(cookie, &all)?;
+                node.set_up(cookie, true)
+            };
+            ebpf.run(set).await?;
         }
-        let (cookie, all) = (self.netns().cookie().0, self.own.all.clone());
-        ebpf.run(move |node| node.set_own(cookie, &all)).await?;
-        Ok(true)
+        self.own = own;
+        self.settled = true;
+        Ok(!same)
     }
 
     /// Replaces what is left alone.
@@ -167,6 +197,9 @@ impl Enrolment {
     /// What is not as [`Self::set_up`] left it, in words.
     pub async fn differences(&self, ebpf: &Ebpf) -> Result<Vec<String>, Error> {
         let mut all = routes::differences(&self.namespace.rtnl, &self.own).await?;
+        if !self.settled {
+            all.push("the pod is cut off, see the agent's log".to_owned());
+        }
         all.extend(self.netns().run(sysctl::differences).await??);
         let cookie = self.netns().cookie().0;
         let pinned = ebpf.run(|node| node.pinned_pods()).await?;
@@ -188,7 +221,7 @@ impl Enrolment {
     async fn attach(&self, ebpf: &Ebpf) -> Result<(), Error> {
         let netns = self.netns().clone();
         let (own, listeners) = (self.own.all.clone(), self.listeners.clone());
-        let exclusions = self.exclusions.clone();
+        let (exclusions, up) = (self.exclusions.clone(), self.settled);
         let attach = move |node: &mut loader::Node| {
             let cookie = netns.cookie().0;
             node.attach_pod(&PodOptions {
@@ -199,7 +232,7 @@ impl Enrolment {
                 exclusions: &exclusions,
             })?;
             node.enrol(cookie, &exclusions)?;
-            node.set_up(cookie, true)
+            node.set_up(cookie, up)
         };
         Ok(ebpf.run(attach).await?)
     }

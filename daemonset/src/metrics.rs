@@ -44,6 +44,10 @@ pub struct Metrics {
     pub unacknowledged: IntCounter,
     /// Key memfds that were refused, by reason.
     pub keys_refused: IntCounterVec,
+    /// Times that a pod was cut off because it could not be steered.
+    pub cut_off: IntCounter,
+    /// Times that a steered pod was not as it was left and was put right.
+    pub repairs: IntCounter,
     /// What users wrote and can't have, by reason.
     pub refused_annotations: IntGaugeVec,
 }
@@ -94,6 +98,14 @@ impl Metrics {
                 "keys_refused_total",
                 "Key memfds that the agent refused to keep, by reason.",
                 &["reason"],
+            )?,
+            cut_off: registered.counter(
+                "cut_off_total",
+                "Times that a steered pod was cut off because its steering could not be set.",
+            )?,
+            repairs: registered.counter(
+                "repairs_total",
+                "Times that somebody changed what steers a pod and it was set again.",
             )?,
             refused_annotations: registered.gauges(
                 "pods_refused",

@@ -19,20 +19,24 @@ use culvert_api::{
     cni::{Attachment, Response},
     workload::NetnsCookie,
 };
+use culvert_ebpf_loader::{self as loader, Node};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::actor::Actor;
 pub use self::fault::Fault;
 use crate::{
     desired::Desired,
-    ebpf::Ebpf,
+    ebpf::{self, Ebpf},
     metrics::Metrics,
     proxy_link::hub::Hub,
-    store::{Record, Store},
+    store::{Interface, Record, Store},
 };
 
 /// How long a pod that could not be adopted waits.
 const ADOPT_AGAIN: Duration = Duration::from_secs(5);
+
+/// How often is looked whether a pod without a record is dead.
+const BURY_AGAIN: Duration = Duration::from_secs(5);
 
 /// The sandboxes of this node. Clones share them.
 #[derive(Clone, Debug)]
@@ -63,10 +67,10 @@ enum Command {
     /// It runs already: the CNI plugin let it pass while no agent was there.
     Adopt(Attachment, oneshot::Sender<Response>),
     /// Of one interface.
-    Del(String, oneshot::Sender<Response>),
+    Del(Interface, oneshot::Sender<Response>),
     Check(oneshot::Sender<Response>),
-    /// Of all interfaces but these.
-    Keep(BTreeSet<String>, oneshot::Sender<Response>),
+    /// Of all interfaces of a network but these.
+    Keep(String, BTreeSet<String>, oneshot::Sender<Response>),
     Restore(Box<Record>, oneshot::Sender<Response>),
 }
 
@@ -107,13 +111,9 @@ impl Pods {
 
     /// Lets go of a pod. One that is not known is gone.
     pub async fn del(&self, attachment: Attachment) -> Response {
-        let Attachment {
-            container_id,
-            ifname,
-            netns: _,
-            args: _,
-        } = attachment;
-        let asked = self.ask_known(&container_id, |reply| Command::Del(ifname, reply));
+        let interface = interface(&attachment);
+        let id = &attachment.container_id;
+        let asked = self.ask_known(id, |reply| Command::Del(interface, reply));
         asked.await.unwrap_or(Response::Done { steered: false })
     }
 
@@ -126,8 +126,8 @@ impl Pods {
         asked.await.unwrap_or_else(|| unknown().into())
     }
 
-    /// Lets go of all that is not listed.
-    pub async fn gc(&self, valid: Vec<(String, String)>) -> Response {
+    /// Lets go of all of a network that is not listed.
+    pub async fn gc(&self, network: String, valid: Vec<(String, String)>) -> Response {
         let mut listed = BTreeMap::<_, BTreeSet<_>>::new();
         for (container_id, ifname) in valid {
             listed.entry(container_id).or_default().insert(ifname);
@@ -136,7 +136,8 @@ impl Pods {
         let mut worst = Response::Done { steered: false };
         for id in known {
             let keep = listed.remove(&id).unwrap_or_default();
-            let asked = self.ask_known(&id, |reply| Command::Keep(keep, reply));
+            let network = network.clone();
+            let asked = self.ask_known(&id, |reply| Command::Keep(network, keep, reply));
             if let Some(failed @ Response::Failed { .. }) = asked.await {
                 worst = failed;
             }
@@ -154,7 +155,11 @@ impl Pods {
         });
         let restored = futures_util::future::join_all(restored).await;
         let steered = |response: &Response| matches!(response, Response::Done { .. });
-        self.collect(restored.iter().all(steered)).await
+        let orphans = self.collect(restored.iter().all(steered)).await?;
+        if !orphans.is_empty() {
+            tokio::spawn(self.clone().bury(orphans));
+        }
+        Ok(())
     }
 
     /// Takes in the pods that the CNI plugin let pass while no agent was there, until none is left.
@@ -194,27 +199,84 @@ impl Pods {
         }
     }
 
-    /// Unpins what belongs to no record. What other versions pinned goes once nothing needs it.
-    async fn collect(&self, all_restored: bool) -> anyhow::Result<()> {
+    /// Unpins what belongs to no record and no live namespace, and returns what belongs to a live
+    /// one. What other versions pinned goes once nothing needs it.
+    async fn collect(&self, all_restored: bool) -> anyhow::Result<BTreeSet<NetnsCookie>> {
         let records = self.shared.store.records()?;
         let kept: BTreeSet<_> = records.iter().map(|record| record.cookie).collect();
-        let collect = move |node: &mut culvert_ebpf_loader::Node| {
-            let pinned = node.pinned_pods()?.into_iter().map(NetnsCookie);
-            for cookie in pinned.filter(|cookie| !kept.contains(cookie)) {
-                tracing::info!(netns.cookie = cookie.0, "Collecting the pins of a dead pod");
-                node.withdraw(cookie.0)?;
-                node.detach_pod(cookie.0)?;
-            }
-            match all_restored {
-                true => node.collect_other_versions(),
-                false => Ok(0),
+        let pinned = self.shared.ebpf.run(|node| node.pinned_pods()).await?;
+        let pinned = pinned.into_iter().map(NetnsCookie);
+        let nobodys = pinned.filter(|cookie| !kept.contains(cookie)).collect();
+        let orphans = self.bury_dead(nobodys).await?;
+        let cut = orphans.clone();
+        let collect = move |node: &mut Node| {
+            // Their sk_lookup programs stay.
+            cut.iter().try_for_each(|cookie| cut_off(node, *cookie))?;
+            let left = node.left_to_other_versions()?;
+            match all_restored && left.is_empty() {
+                true => Ok((node.collect_other_versions()?, left)),
+                false => Ok((0, left)),
             }
         };
-        let versions = self.shared.ebpf.run(collect).await?;
+        let (versions, left) = self.shared.ebpf.run(collect).await?;
         if versions > 0 {
             tracing::info!(versions, "Collected the pins of other versions");
         }
-        Ok(())
+        for cookie in &orphans {
+            tracing::error!(
+                netns.cookie = %cookie,
+                "A steered pod runs whose record in --state-dir is lost or broken: it is cut off \
+                 until it is deleted; delete the pod, and its successor is steered again"
+            );
+        }
+        for cookie in left {
+            tracing::error!(
+                netns.cookie = cookie,
+                "A pod could not be taken over from the programs of another version, which keep \
+                 steering it: when this agent does not steer it soon, delete the pod"
+            );
+        }
+        Ok(orphans)
+    }
+
+    /// Collects orphans when they are dead.
+    async fn bury(self, mut orphans: BTreeSet<NetnsCookie>) {
+        while !orphans.is_empty() {
+            tokio::time::sleep(BURY_AGAIN).await;
+            match self.bury_dead(orphans.clone()).await {
+                Ok(alive) => orphans = alive,
+                Err(error) => tracing::warn!(%error, "Could not collect the pins of dead pods"),
+            }
+        }
+    }
+
+    /// Unpins what steered dead pods, and returns who is alive.
+    async fn bury_dead(
+        &self,
+        cookies: BTreeSet<NetnsCookie>,
+    ) -> Result<BTreeSet<NetnsCookie>, ebpf::Error> {
+        let bury = move |node: &mut Node| {
+            let (mut alive, mut dead) = (BTreeSet::new(), Vec::new());
+            for cookie in cookies {
+                match node.is_live(cookie.0)? {
+                    true => drop(alive.insert(cookie)),
+                    false => dead.push(cookie),
+                }
+            }
+            for cookie in &dead {
+                tracing::info!(netns.cookie = %cookie, "Collecting the pins of a dead pod");
+                node.withdraw(cookie.0)?;
+                node.detach_pod(cookie.0)?;
+            }
+            Ok((alive, dead))
+        };
+        let (alive, dead) = self.shared.ebpf.run(bury).await?;
+        for cookie in dead {
+            if let Err(error) = self.shared.store.remove_broken(cookie) {
+                tracing::warn!(%error, "Could not remove a broken record");
+            }
+        }
+        Ok(alive)
     }
 
     /// Asks the task of a sandbox, which is started when there is none.
@@ -248,6 +310,21 @@ impl Pods {
             drop(actors.get(container_id)?.send(command(reply)));
         }
         Some(answer.await.unwrap_or_else(|_| Fault::Panicked.into()))
+    }
+}
+
+/// One that is attached only makes no marks anyway.
+fn cut_off(node: &mut Node, cookie: NetnsCookie) -> Result<(), loader::Error> {
+    match node.set_up(cookie.0, false) {
+        Err(loader::Error::NotEnrolled { .. }) => Ok(()),
+        other => other,
+    }
+}
+
+fn interface(attachment: &Attachment) -> Interface {
+    Interface {
+        network: attachment.network.clone(),
+        ifname: attachment.ifname.clone(),
     }
 }
 

@@ -2,8 +2,9 @@
 //! What the agent keeps on disk: a record of every attachment, and for the CNI plugin the pods
 //! that are known to be unmeshed.
 
+mod interfaces;
+
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -15,7 +16,11 @@ use culvert_api::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use self::interfaces::{Interface, Interfaces};
 use crate::{desired::exclusions::Exclusions, enrolment::sysctl};
+
+/// How the name of a file ends that makes no sense.
+const BROKEN: &str = "broken";
 
 /// What is known of one sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,12 +34,15 @@ pub struct Record {
     /// The runtime's name for the sandbox.
     pub container_id: String,
     /// The interfaces that were added.
-    pub ifnames: BTreeSet<String>,
+    #[serde(flatten)]
+    pub interfaces: Interfaces,
     /// How far it is.
     pub phase: Phase,
     /// What it asked to be left alone.
+    #[serde(default)]
     pub exclusions: Exclusions,
     /// The sysctls before the first enrolment.
+    #[serde(default)]
     pub sysctls: sysctl::Before,
 }
 
@@ -61,7 +69,7 @@ pub struct Store {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The host's file system.
-    #[error("could not write the agent's state {}: {source}", path.display())]
+    #[error("could not use the agent's state {}: {source}", path.display())]
     Io {
         /// Which file.
         path: PathBuf,
@@ -109,13 +117,32 @@ impl Store {
         })
     }
 
-    /// Reads all records. One that can't be read is removed: what it pinned is collected as
-    /// nobody's.
+    /// Reads all records. One that makes no sense is renamed to `.broken`, for somebody to look
+    /// at.
     pub fn records(&self) -> Result<Vec<Record>, Error> {
         let dir = self.dir.join("pods");
         let entries = fs::read_dir(&dir).map_err(|source| io_error(&dir, source))?;
-        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        Ok(paths.filter_map(|path| read(&path)).collect())
+        let mut records = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|source| io_error(&dir, source))?.path();
+            if path.extension().is_some_and(|end| end == "json") {
+                records.extend(read(&path)?);
+            }
+        }
+        Ok(records)
+    }
+
+    /// Removes what is left of the broken record of a namespace that is gone.
+    pub fn remove_broken(&self, cookie: NetnsCookie) -> Result<(), Error> {
+        let dir = self.dir.join("pods");
+        let entries = fs::read_dir(&dir).map_err(|source| io_error(&dir, source))?;
+        let end = format!("-{cookie}.{BROKEN}");
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            if path.to_str().is_some_and(|path| path.ends_with(&end)) {
+                fs::remove_file(&path).map_err(|source| io_error(&path, source))?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes a record in place of its earlier one.
@@ -146,7 +173,7 @@ impl Store {
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
         let notes = paths.filter(|path| path.extension().is_some_and(|end| end == "json"));
         notes
-            .filter_map(|path| Some((path.clone(), read(&path)?)))
+            .filter_map(|path| Some((path.clone(), read_note(&path)?)))
             .collect()
     }
 
@@ -161,14 +188,27 @@ pub fn is_file_name(uid: &PodUid) -> bool {
     !uid.0.is_empty() && uid.0.len() <= 128 && uid.0.bytes().all(fit)
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let bytes = fs::read(path).ok()?;
+/// One that cannot be read now is tried again.
+fn read_note(path: &Path) -> Option<Attachment> {
+    read(path).unwrap_or_else(|error| {
+        tracing::warn!(%error, "Could not read a note of the CNI plugin");
+        None
+    })
+}
+
+/// None: it is gone, or makes no sense.
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        bytes => bytes.map_err(|source| io_error(path, source))?,
+    };
     match serde_json::from_slice(&bytes) {
-        Ok(value) => Some(value),
+        Ok(value) => Ok(Some(value)),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "Removing a state file that can't be read");
-            drop(fs::remove_file(path));
-            None
+            let aside = path.with_extension(BROKEN);
+            tracing::error!(path = %aside.display(), %error, "Put a state file that makes no sense aside");
+            fs::rename(path, &aside).map_err(|source| io_error(path, source))?;
+            Ok(None)
         }
     }
 }
@@ -216,7 +256,7 @@ pub mod tests {
             cookie: NetnsCookie(7),
             netns: "/run/netns/x".into(),
             container_id: "c".into(),
-            ifnames: BTreeSet::from(["eth0".to_owned()]),
+            interfaces: Interfaces::default(),
             phase: Phase::Enrolled,
             exclusions: Exclusions {
                 inbound_ports: vec![1..=2],
@@ -248,14 +288,39 @@ pub mod tests {
     }
 
     #[test]
-    fn a_broken_record_is_removed_and_harms_no_other() {
+    fn a_broken_record_is_put_aside_and_harms_no_other() {
         let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
         let store = open(dir.path());
         assert!(store.save(&record("u")).is_ok());
-        let broken = dir.path().join("pods/broken.json");
+        let broken = dir.path().join("pods/v-8.json");
         assert!(fs::write(&broken, "{").is_ok());
+        assert!(fs::write(broken.with_extension("tmp"), "{").is_ok());
         assert_eq!(records(&store), [record("u")]);
-        assert!(!broken.exists());
+        let aside = broken.with_extension("broken");
+        assert!(!broken.exists() && aside.exists());
+        assert!(store.remove_broken(NetnsCookie(7)).is_ok() && aside.exists());
+        assert!(store.remove_broken(NetnsCookie(8)).is_ok() && !aside.exists());
+    }
+
+    #[test]
+    fn a_record_that_can_not_be_read_is_not_passed_over() {
+        let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+        let store = open(dir.path());
+        assert!(fs::create_dir(dir.path().join("pods/u-7.json")).is_ok());
+        assert!(matches!(store.records(), Err(Error::Io { .. })));
+    }
+
+    #[test]
+    fn a_record_of_a_release_apart_is_read() {
+        let text = serde_json::to_value(record("u")).unwrap_or_else(|e| panic!("{e}"));
+        let mut old = text.clone();
+        let fields = old.as_object_mut().unwrap_or_else(|| panic!("{text}"));
+        for name in ["interfaces", "exclusions", "sysctls"] {
+            assert!(fields.remove(name).is_some(), "{text}");
+        }
+        fields.insert("later".into(), 1.into());
+        let got = serde_json::from_value::<Record>(old).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(got.key(), record("u").key());
     }
 
     #[test]

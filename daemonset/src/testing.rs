@@ -26,9 +26,15 @@ impl TestNetns {
 
     /// Runs `ip -n <this namespace> ARGS`, which must succeed, and returns what it printed.
     pub fn ip(&self, args: &str) -> String {
+        self.try_ip(args)
+            .unwrap_or_else(|e| panic!("ip {args}: {e}"))
+    }
+
+    /// Runs `ip -n <this namespace> ARGS`, and returns what it printed or complained about.
+    pub fn try_ip(&self, args: &str) -> Result<String, String> {
         let mut all = vec!["-n", &self.name];
         all.extend(args.split_whitespace());
-        ip(&all)
+        try_ip(&all)
     }
 }
 
@@ -43,10 +49,16 @@ impl Drop for TestNetns {
     }
 }
 
-fn ip(args: &[&str]) -> String {
+fn ip(args: &[&str]) {
+    try_ip(args).unwrap_or_else(|e| panic!("ip {args:?}: {e}"));
+}
+
+fn try_ip(args: &[&str]) -> Result<String, String> {
     let output = Command::new("ip").args(args).output();
-    let output = output.unwrap_or_else(|e| panic!("ip {args:?}: {e}"));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {args:?}: {stderr}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    let output = output.map_err(|e| e.to_string())?;
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    match output.status.success() {
+        true => Ok(text(&output.stdout)),
+        false => Err(text(&output.stderr)),
+    }
 }

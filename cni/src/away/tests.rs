@@ -6,6 +6,7 @@ use super::*;
 fn add(args: &[(&str, &str)]) -> Command {
     let args = args.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
     Command::Add(Attachment {
+        network: "n".into(),
         container_id: "c".into(),
         ifname: "eth0".into(),
         netns: None,
@@ -62,6 +63,10 @@ fn only_del_succeeds_otherwise() {
     };
     assert!(decided(&settings, &Command::Del(pod.clone())).is_ok());
     assert_eq!(decided(&settings, &Command::Check(pod)), Err(11));
-    assert_eq!(decided(&settings, &Command::Gc { valid: vec![] }), Err(11));
+    let gc = Command::Gc {
+        network: "n".into(),
+        valid: vec![],
+    };
+    assert_eq!(decided(&settings, &gc), Err(11));
     assert_eq!(decided(&settings, &Command::Status), Err(50));
 }

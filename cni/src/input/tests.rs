@@ -19,7 +19,7 @@ fn environment(changes: &[(&'static str, &str)]) -> Environment {
 #[test]
 fn capital_letters_are_allowed_in_container_ids() {
     let got = environment(&[])
-        .attachment()
+        .attachment("n")
         .unwrap_or_else(|e| panic!("{}", e.details()));
     assert_eq!(got.container_id, "Ab0_.-");
 }
@@ -27,7 +27,7 @@ fn capital_letters_are_allowed_in_container_ids() {
 #[test]
 fn arguments_are_split() {
     let args = "IgnoreUnknown=1;K8S_POD_NAME=a=b;;K8S_POD_UID=";
-    let got = environment(&[("CNI_ARGS", args)]).attachment();
+    let got = environment(&[("CNI_ARGS", args)]).attachment("n");
     let got = got.unwrap_or_else(|e| panic!("{}", e.details()));
     assert_eq!(
         got.args.get("K8S_POD_NAME").map(String::as_str),
@@ -50,7 +50,7 @@ fn wrong_variables_are_named() {
         ("CNI_NETNS", "netns"),
         ("CNI_ARGS", "K8S_POD_NAME"),
     ] {
-        let error = environment(&[(variable, value)]).attachment().err();
+        let error = environment(&[(variable, value)]).attachment("n").err();
         let error = error.unwrap_or_else(|| panic!("{variable}={value:?} was taken"));
         assert!(error.to_string().contains(variable), "{error}");
         assert_eq!(error.code(), 4);
@@ -60,7 +60,10 @@ fn wrong_variables_are_named() {
 #[test]
 fn only_del_lives_without_a_namespace() {
     let gone = environment(&[("CNI_NETNS", "")]);
-    assert!(gone.old_attachment().is_ok_and(|got| got.netns.is_none()));
+    assert!(
+        gone.old_attachment("n")
+            .is_ok_and(|got| got.netns.is_none())
+    );
 }
 
 #[test]

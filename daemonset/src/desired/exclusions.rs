@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a pod asks to be left alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Exclusions {
     /// Destination ports of outbound connections.
     pub outbound_ports: Vec<RangeInclusive<u16>>,

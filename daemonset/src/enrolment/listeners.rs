@@ -97,7 +97,7 @@ fn listen(family: Family) -> io::Result<Socket> {
     };
     // Inherited by what is accepted, which stands in the bind bucket of the application's own port:
     // without it a server that restarts would find its port taken for as long as TIME_WAIT lasts
-    // (<https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/inet_hashtables.c#L205>).
+    // (<https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/inet_hashtables.c>, `__inet_inherit_port`).
     socket.set_reuse_address(true)?;
     socket.bind(&any_port.into())?;
     socket.listen(BACKLOG)?;

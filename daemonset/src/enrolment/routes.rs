@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The policy rules and routes of a steered pod, per family:
+//! The policy rules and routes of a steered pod, in every family that its namespace has:
 //!
 //! ```text
 //! 0:   fwmark IN/mask  lookup 17100      table 17100: local default dev lo
 //! 1:   lookup local (instead of pref 0)
 //! 100: fwmark OUT/mask lookup 17101      table 17101: local default dev lo src <the pod's address>
 //! ```
+//!
+//! The connect hooks mark both families, so the rules of both stay as long as the pod is steered:
+//! without its rule a marked packet would leave in plaintext. The local routes are there while the
+//! pod has a global address of the family. Behind them both tables always hold `unreachable
+//! default`, so that without an address connect() fails at once.
 //!
 //! The marks only ever make a packet loop inside the pod: who forges one reaches our listeners.
 
@@ -41,6 +46,14 @@ const OUT: Rule = Rule {
     table: TABLE_OUT,
 };
 
+const TABLES: [u32; 2] = [TABLE_IN, TABLE_OUT];
+
+/// The metric of IPv6 routes that were added without one
+/// (<https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/ipv6_route.h>).
+const IP6_RT_PRIO_USER: u32 = 1024;
+/// The last metric.
+const LAST: u32 = u32::MAX;
+
 /// The routes or rules of a pod could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -58,13 +71,12 @@ pub enum Error {
     },
 }
 
-/// Sets the rules and routes of the families that have an address, removes those of the others.
-/// Once is as good as twice.
+/// Sets the rules and routes of both families. Once is as good as twice.
 pub async fn apply(rtnl: &Rtnl, own: &Own) -> Result<(), Error> {
     for family in FAMILIES {
-        match own.source(family) {
-            Some(source) => add(rtnl, family, source).await?,
-            None => remove(rtnl, family).await?,
+        let rules = found(rtnl, family).await?;
+        if has_family(family, &rules) {
+            add(rtnl, family, &rules, own.source(family)).await?;
         }
     }
     Ok(())
@@ -82,22 +94,30 @@ pub async fn remove_all(rtnl: &Rtnl) -> Result<(), Error> {
 pub async fn differences(rtnl: &Rtnl, own: &Own) -> Result<Vec<String>, Error> {
     let mut differences = Vec::new();
     for family in FAMILIES {
-        if let Some(source) = own.source(family) {
-            differences.extend(missing_rules(rtnl, family).await?);
-            differences.extend(missing_routes(rtnl, family, source).await?);
+        let rules = found(rtnl, family).await?;
+        if has_family(family, &rules) {
+            differences.extend(missing_rules(family, &rules));
+            differences.extend(wrong_routes(rtnl, family, own.source(family)).await?);
         }
     }
     Ok(differences)
 }
 
+/// A kernel without IPv6 lists no rule of it.
+fn has_family(family: Family, rules: &[Found]) -> bool {
+    family == Family::V4 || !rules.is_empty()
+}
+
 /// Routes before rules, and our rule for local addresses before the kernel's goes: at no moment
 /// a packet has no place to go.
-async fn add(rtnl: &Rtnl, family: Family, source: IpAddr) -> Result<(), Error> {
-    let rules = found(rtnl, family).await?;
-    refuse_conflicts(&rules)?;
-    rtnl.replace_route(route(family, TABLE_IN, None)).await?;
-    rtnl.replace_route(route(family, TABLE_OUT, Some(source)))
-        .await?;
+async fn add(
+    rtnl: &Rtnl,
+    family: Family,
+    rules: &[Found],
+    source: Option<IpAddr>,
+) -> Result<(), Error> {
+    refuse_conflicts(rules)?;
+    set_routes(rtnl, family, source).await?;
     let address_family = address_family(family);
     for rule in [LOCAL, IN] {
         if !rules.contains(&Found::Plain(rule)) {
@@ -110,6 +130,26 @@ async fn add(rtnl: &Rtnl, family: Family, source: IpAddr) -> Result<(), Error> {
     }
     if !rules.contains(&Found::Plain(OUT)) {
         rtnl.add_rule(OUT.message(address_family)).await?;
+    }
+    Ok(())
+}
+
+/// Without a source connect() fails at once.
+async fn set_routes(rtnl: &Rtnl, family: Family, source: Option<IpAddr>) -> Result<(), Error> {
+    for table in TABLES {
+        rtnl.replace_route(unreachable(family, table)).await?;
+    }
+    if source.is_none() {
+        return remove_local(rtnl, family).await;
+    }
+    rtnl.replace_route(local(family, TABLE_IN, None)).await?;
+    rtnl.replace_route(local(family, TABLE_OUT, source)).await?;
+    Ok(())
+}
+
+async fn remove_local(rtnl: &Rtnl, family: Family) -> Result<(), Error> {
+    for table in TABLES {
+        rtnl.delete_route(local(family, table, None)).await?;
     }
     Ok(())
 }
@@ -131,8 +171,10 @@ async fn remove(rtnl: &Rtnl, family: Family) -> Result<(), Error> {
     for rule in there {
         rtnl.delete_rule(rule.message(address_family)).await?;
     }
-    rtnl.delete_route(route(family, TABLE_OUT, None)).await?;
-    rtnl.delete_route(route(family, TABLE_IN, None)).await?;
+    remove_local(rtnl, family).await?;
+    for table in TABLES {
+        rtnl.delete_route(unreachable(family, table)).await?;
+    }
     Ok(())
 }
 
@@ -161,54 +203,74 @@ async fn found(rtnl: &Rtnl, family: Family) -> Result<Vec<Found>, Error> {
     Ok(rules.map(Found::from).collect())
 }
 
-async fn missing_rules(rtnl: &Rtnl, family: Family) -> Result<Vec<String>, Error> {
-    let rules = found(rtnl, family).await?;
+fn missing_rules(family: Family, rules: &[Found]) -> impl Iterator<Item = String> {
     let missing = [IN, LOCAL, OUT]
         .into_iter()
         .filter(|rule| !rules.contains(&Found::Plain(*rule)))
-        .map(|rule| format!("the {family:?} policy rule \"{rule}\" is missing"));
+        .map(move |rule| format!("the {family:?} policy rule \"{rule}\" is missing"));
     let early = rules.contains(&Found::Plain(KERNEL_LOCAL));
     let early = early.then(|| format!("the {family:?} policy rule \"{KERNEL_LOCAL}\" is back"));
-    Ok(missing.chain(early).collect())
+    missing.chain(early)
 }
 
-async fn missing_routes(rtnl: &Rtnl, family: Family, source: IpAddr) -> Result<Vec<String>, Error> {
+async fn wrong_routes(
+    rtnl: &Rtnl,
+    family: Family,
+    source: Option<IpAddr>,
+) -> Result<Vec<String>, Error> {
     let mut filter = RouteMessage::default();
     filter.header.address_family = address_family(family);
     let routes = rtnl.routes(filter).await?;
-    let there = |table, source| routes.iter().any(|route| is(route, table, source));
-    let tables = [(TABLE_IN, None), (TABLE_OUT, Some(source))];
-    let missing = tables
-        .into_iter()
-        .filter(|(table, source)| !there(*table, *source));
-    Ok(missing
-        .map(|(table, _)| format!("the {family:?} route of table {table} is missing or another"))
-        .collect())
+    let has_address = source.is_some();
+    let there = |wanted: &RouteMessage| routes.iter().any(|route| is(route, wanted));
+    let is_wrong = |table: &u32| {
+        let source = source.filter(|_| *table == TABLE_OUT);
+        !there(&unreachable(family, *table)) || there(&local(family, *table, source)) != has_address
+    };
+    let wrong = TABLES.into_iter().filter(is_wrong);
+    let text = |table| format!("a {family:?} route of table {table} is missing or another");
+    Ok(wrong.map(text).collect())
 }
 
-fn is(route: &RouteMessage, table: u32, source: Option<IpAddr>) -> bool {
-    let has = |attribute| route.attributes.contains(&attribute);
-    let source = source.map(address).map(RouteAttribute::PrefSource);
-    has(RouteAttribute::Table(table))
-        && has(RouteAttribute::Oif(LOOPBACK_IFINDEX))
-        && route.header.kind == RouteType::Local
+/// Whether it has all that is wanted of it; the kernel adds attributes of its own.
+fn is(route: &RouteMessage, wanted: &RouteMessage) -> bool {
+    let has = |attribute| route.attributes.contains(attribute);
+    route.header.kind == wanted.header.kind
         && route.header.destination_prefix_length == 0
-        && source.is_none_or(has)
+        && wanted.attributes.iter().all(has)
 }
 
 /// `local default dev lo [src SOURCE] table TABLE`.
-fn route(family: Family, table: u32, source: Option<IpAddr>) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = address_family(family);
-    message.header.kind = RouteType::Local;
+fn local(family: Family, table: u32, source: Option<IpAddr>) -> RouteMessage {
+    let mut message = default_route(family, table, RouteType::Local);
     message.header.scope = RouteScope::Host;
-    message.header.protocol = RouteProtocol::Static;
-    message.attributes.push(RouteAttribute::Table(table));
     message
         .attributes
         .push(RouteAttribute::Oif(LOOPBACK_IFINDEX));
+    // What the kernel would choose; deleting takes any without it.
+    if family == Family::V6 {
+        message
+            .attributes
+            .push(RouteAttribute::Priority(IP6_RT_PRIO_USER));
+    }
     let source = source.map(address).map(RouteAttribute::PrefSource);
     message.attributes.extend(source);
+    message
+}
+
+/// `unreachable default table TABLE`, behind all others.
+fn unreachable(family: Family, table: u32) -> RouteMessage {
+    let mut message = default_route(family, table, RouteType::Unreachable);
+    message.attributes.push(RouteAttribute::Priority(LAST));
+    message
+}
+
+fn default_route(family: Family, table: u32, kind: RouteType) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(family);
+    message.header.kind = kind;
+    message.header.protocol = RouteProtocol::Static;
+    message.attributes.push(RouteAttribute::Table(table));
     message
 }
 

@@ -9,28 +9,33 @@ use culvert_api::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{sleep_until, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 
 use super::{
-    Command, Fault, Shared,
+    Command, Fault, Shared, interface,
     state::{Attached, State},
 };
 use crate::{
     desired::{Desired, PodRef, Wanted},
     enrolment::Enrolment,
     netns::{self, Netns},
-    store,
+    store::{self, Interfaces, Record},
 };
 
 /// How long ADD waits for a pod that the agent has not heard of yet.
 const POD_WAIT: Duration = Duration::from_secs(2);
+
+/// How often is tried to look at what an earlier agent left.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// One sandbox.
 pub struct Actor {
     pub(super) shared: Arc<Shared>,
     pub(super) container_id: String,
     pub(super) attached: Option<Attached>,
+    /// What an earlier agent left and could not be looked at yet.
+    pub(super) unseen: Option<Record>,
     commands: mpsc::UnboundedReceiver<Command>,
     desired: watch::Receiver<Arc<Desired>>,
 }
@@ -41,6 +46,7 @@ enum Event {
     Addresses(Option<()>),
     Withdrawn,
     Wake,
+    Unseen,
 }
 
 // === impl Actor ===
@@ -55,6 +61,7 @@ impl Actor {
             shared,
             container_id,
             attached: None,
+            unseen: None,
             commands,
             desired,
         };
@@ -72,7 +79,7 @@ impl Actor {
     /// Takes the task out of the registry once nothing is attached and nobody waits. Who asks
     /// sends under the same lock.
     fn is_over(&mut self) -> bool {
-        if self.attached.is_some() {
+        if self.attached.is_some() || self.unseen.is_some() {
             return false;
         }
         let mut actors = self.shared.lock();
@@ -85,7 +92,11 @@ impl Actor {
 
     async fn next(&mut self) -> Event {
         let Some(attached) = &mut self.attached else {
-            return Event::Command(self.commands.recv().await);
+            let unseen = self.unseen.is_some();
+            return tokio::select! {
+                command = self.commands.recv() => Event::Command(command),
+                () = sleep(LOOK_AGAIN), if unseen => Event::Unseen,
+            };
         };
         let wake = attached.wake;
         let key = attached.record.key();
@@ -111,6 +122,7 @@ impl Actor {
             Event::Addresses(None) => self.reconnect().await,
             Event::Withdrawn => self.withdrawn().await,
             Event::Wake => self.wake().await,
+            Event::Unseen => self.look_again().await,
         }
     }
 
@@ -125,16 +137,14 @@ impl Actor {
                 let adopted = self.try_adopt(attachment).await;
                 drop(reply.send(self.answer(adopted)));
             }
-            Command::Del(ifname, reply) => {
-                let others = |attached: &Attached| {
-                    let mut left = attached.record.ifnames.clone();
-                    left.remove(&ifname);
-                    left
-                };
-                let keep = self.attached.as_ref().map(others).unwrap_or_default();
-                drop(reply.send(self.keep(&keep).await));
+            Command::Del(interface, reply) => {
+                let left = self.leave(|interfaces| interfaces.delete(&interface)).await;
+                drop(reply.send(left));
             }
-            Command::Keep(keep, reply) => drop(reply.send(self.keep(&keep).await)),
+            Command::Keep(network, valid, reply) => {
+                let collect = |interfaces: &mut Interfaces| interfaces.collect(&network, &valid);
+                drop(reply.send(self.leave(collect).await));
+            }
             Command::Check(reply) => drop(reply.send(self.check().await)),
             Command::Restore(record, reply) => {
                 drop(reply.send(self.restore(*record).await));
@@ -162,19 +172,22 @@ impl Actor {
             if enrolled.is_err() {
                 self.release().await;
             }
-            enrolled?;
+            return enrolled;
         }
-        Ok(())
+        // The new interface may have brought addresses.
+        self.try_refresh().await
     }
 
     /// A pod that runs already: what it should be it becomes live.
     async fn try_adopt(&mut self, attachment: Attachment) -> Result<(), Fault> {
         self.try_attach(attachment).await?;
+        self.try_refresh().await?;
         self.follow().await;
         Ok(())
     }
 
     async fn try_attach(&mut self, attachment: Attachment) -> Result<Wanted, Fault> {
+        self.look_again().await;
         let pod = pod_ref(&attachment)?;
         let path = attachment.netns.clone().ok_or(Fault::NoNetns)?;
         let wanted = self.wait_for(&pod).await?;
@@ -187,7 +200,7 @@ impl Actor {
             self.release().await;
             self.attach(&attachment, path, &wanted, netns).await?;
         }
-        self.add_interface(attachment.ifname)?;
+        self.add_interface(interface(&attachment))?;
         Ok(wanted)
     }
 

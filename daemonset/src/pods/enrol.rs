@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a sandbox comes to be steered, and stays so.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use culvert_api::cni::{Attachment, Response};
 use tokio::time::Instant;
@@ -10,14 +10,14 @@ use super::{
     Fault,
     actor::{Actor, open},
     leave::DRAIN,
-    state::State,
+    state::{Attached, State},
 };
 use crate::{
     desired::{Wanted, exclusions::Exclusions},
     enrolment::{self, Enrolment, Namespace, sysctl},
     netns::Netns,
     proxy_link::hub::Handover,
-    store::{self, Phase, Record},
+    store::{self, Interface, Interfaces, Phase, Record},
 };
 
 /// How often a pod's addresses are looked at.
@@ -40,7 +40,7 @@ impl Actor {
             cookie: netns.cookie(),
             netns: path,
             container_id: attachment.container_id.clone(),
-            ifnames: BTreeSet::new(),
+            interfaces: Interfaces::default(),
             phase: Phase::Unmeshed,
             exclusions: Exclusions::default(),
             sysctls: sysctls.map_err(enrolment::Error::from)?,
@@ -50,9 +50,9 @@ impl Actor {
     }
 
     /// An interface of the sandbox is added.
-    pub(super) fn add_interface(&mut self, ifname: String) -> Result<(), store::Error> {
+    pub(super) fn add_interface(&mut self, interface: Interface) -> Result<(), store::Error> {
         if let Some(attached) = &mut self.attached {
-            attached.record.ifnames.insert(ifname);
+            attached.record.interfaces.add(interface);
         }
         self.save()
     }
@@ -66,6 +66,7 @@ impl Actor {
                     pod.name = %record.workload, %error,
                     "Could not look at a pod of an earlier agent: it keeps refusing connections"
                 );
+                self.unseen = Some(record);
                 return Fault::Netns(error).into();
             }
             _ => {
@@ -88,6 +89,13 @@ impl Actor {
         self.done()
     }
 
+    /// What could not be looked at may be looked at now.
+    pub(super) async fn look_again(&mut self) {
+        if let Some(record) = self.unseen.take() {
+            drop(self.restore(record).await);
+        }
+    }
+
     /// Steers the pod.
     pub(super) async fn enrol(&mut self, wanted: &Wanted, live: bool) -> Result<(), Fault> {
         if let Some(attached) = &mut self.attached {
@@ -100,7 +108,7 @@ impl Actor {
     /// What was done is undone when a later step fails, unless an earlier agent steered the pod:
     /// then it is cut off until steering works again.
     pub(super) async fn steer(&mut self, live: bool) -> Result<(), Fault> {
-        let was_steered = self.is_recorded_as_enrolled();
+        let was_steered = self.is_recorded_as(Phase::Enrolled);
         let Err((namespace, fault)) = self.set_up(live).await else {
             return Ok(());
         };
@@ -117,6 +125,7 @@ impl Actor {
         let Some(attached) = &self.attached else {
             return;
         };
+        self.shared.metrics.cut_off.inc();
         let cookie = attached.record.cookie.0;
         let cut = self.shared.ebpf.run(move |node| node.set_up(cookie, false));
         if let Err(error) = cut.await {
@@ -124,9 +133,9 @@ impl Actor {
         }
     }
 
-    fn is_recorded_as_enrolled(&self) -> bool {
-        let phase = self.attached.as_ref().map(|attached| attached.record.phase);
-        phase == Some(Phase::Enrolled)
+    pub(super) fn is_recorded_as(&self, phase: Phase) -> bool {
+        let recorded = self.attached.as_ref().map(|attached| attached.record.phase);
+        recorded == Some(phase)
     }
 
     async fn set_up(&mut self, live: bool) -> Result<(), (Option<Namespace>, Fault)> {
@@ -166,15 +175,22 @@ impl Actor {
         );
     }
 
-    /// Best effort: what can't be undone is logged.
+    /// Best effort: what can't be undone is logged. The rules stay while there are connections
+    /// through the proxy, whose payload would leave in plaintext without them.
     pub(super) async fn undo(&mut self, namespace: Option<&Namespace>) {
         let Some(attached) = &mut self.attached else {
             return;
         };
-        attached.record.phase = Phase::Unmeshed;
+        attached.record.phase = Phase::Draining;
         if let Some(namespace) = namespace {
             let detached = enrolment::detach(&self.shared.ebpf, namespace.netns()).await;
-            let restored = namespace.restore(&attached.record.sysctls).await;
+            let restored = match namespace.has_marked_connections().await {
+                Ok(false) => {
+                    let restored = namespace.restore(&attached.record.sysctls).await;
+                    restored.map(|()| attached.record.phase = Phase::Unmeshed)
+                }
+                marked => marked.map(drop),
+            };
             for error in [detached, restored].into_iter().filter_map(Result::err) {
                 tracing::error!(
                     container.id = self.container_id, %error,
@@ -207,7 +223,7 @@ impl Actor {
         match self.wanted() {
             Some(wanted) if wanted.mesh.is_some() => drop(self.enrol(&wanted, true).await),
             Some(_) => self.give_up().await,
-            None if self.is_recorded_as_enrolled() => drop(self.steer(false).await),
+            None if self.is_recorded_as(Phase::Enrolled) => drop(self.steer(false).await),
             None => {}
         }
     }
@@ -226,24 +242,80 @@ impl Actor {
 
     /// An address may have come or gone.
     pub(super) async fn refresh(&mut self) {
+        if let Err(error) = self.try_refresh().await {
+            tracing::warn!(
+                container.id = self.container_id, %error,
+                "Could not follow a pod's addresses"
+            );
+            self.wake_in(DRAIN);
+        }
+    }
+
+    /// When the pod's rules, routes or programs can't follow, it is cut off until they can.
+    pub(super) async fn try_refresh(&mut self) -> Result<(), Fault> {
         let Some(attached) = &mut self.attached else {
-            return;
+            return Ok(());
         };
         let key = attached.record.key();
         let Some(enrolment) = attached.enrolment_mut() else {
-            return;
+            return Ok(());
         };
         let refreshed = enrolment.refresh(&self.shared.ebpf).await;
         let addresses = enrolment.own().all.clone();
         match refreshed {
-            Ok(false) => return,
-            Ok(true) => self.shared.hub.readdress(&key, addresses.clone()),
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::info!(enrolment = %key, ?addresses, "The addresses of a pod changed");
+                self.shared.hub.readdress(&key, addresses);
+            }
             Err(error) => {
-                tracing::warn!(enrolment = %key, %error, "Could not follow a pod's addresses");
-                return self.wake_in(DRAIN);
+                self.cut_off_unless_settled().await;
+                return Err(error.into());
             }
         }
-        tracing::info!(enrolment = %key, ?addresses, "The addresses of a pod changed");
+        Ok(())
+    }
+
+    async fn cut_off_unless_settled(&mut self) {
+        let enrolment = self.attached.as_ref().and_then(Attached::enrolment);
+        if enrolment.is_some_and(|enrolment| !enrolment.is_settled()) {
+            tracing::error!(
+                container.id = self.container_id,
+                "What steers a pod could not be set: the pod is cut off until it can"
+            );
+            self.cut_off().await;
+            self.wake_in(DRAIN);
+        }
+    }
+
+    /// Sets again what somebody took away from a steered pod.
+    pub(super) async fn repair(&mut self) {
+        if let Err(error) = self.try_repair().await {
+            tracing::error!(container.id = self.container_id, %error, "Could not repair a pod");
+            self.cut_off_unless_settled().await;
+        }
+    }
+
+    async fn try_repair(&mut self) -> Result<(), Fault> {
+        let enrolment = self.attached.as_mut().and_then(Attached::enrolment_mut);
+        // One that is cut off is tried again by itself.
+        let Some(enrolment) = enrolment.filter(|enrolment| enrolment.is_settled()) else {
+            return Ok(());
+        };
+        let differences = enrolment.differences(&self.shared.ebpf).await?;
+        if differences.is_empty() {
+            return Ok(());
+        }
+        self.shared.metrics.repairs.inc();
+        tracing::warn!(
+            container.id = self.container_id,
+            differences = differences.join("; "),
+            "A pod is not steered as it was left: setting it up again"
+        );
+        match enrolment.listeners().are_listening() {
+            true => Ok(enrolment.repair(&self.shared.ebpf).await?),
+            false => self.steer(false).await,
+        }
     }
 
     /// The netlink connection into the pod broke.

@@ -50,12 +50,14 @@ impl Actor {
             State::Unmeshed => {}
             State::Enrolled(_) => {
                 self.refresh().await;
+                self.repair().await;
                 if self.wanted().is_some() {
                     self.follow().await;
                 }
             }
             State::Withdrawing(_) => {
                 self.refresh().await;
+                self.repair().await;
                 self.remind();
             }
             State::Draining(_) => self.drain().await,
@@ -72,6 +74,12 @@ impl Actor {
     }
 
     async fn try_check(&mut self) -> Result<(), Fault> {
+        if self.unseen.is_some() {
+            let unseen =
+                "the pod's network namespace could not be looked at since the agent started";
+            let differences = vec![unseen.to_owned()];
+            return Err(Fault::NotAsAdded { differences });
+        }
         let Some(attached) = &self.attached else {
             let container_id = self.container_id.clone();
             return Err(Fault::Unknown { container_id });

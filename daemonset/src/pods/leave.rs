@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a sandbox leaves the mesh: withdrawn, drained, released.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use culvert_api::cni::Response;
 
@@ -13,7 +13,7 @@ use crate::{
     ebpf::Ebpf,
     enrolment::{self, Namespace, listeners::Listeners},
     netns::Netns,
-    store::{Phase, Record},
+    store::{Interfaces, Phase, Record},
 };
 
 /// How often is looked whether the last connection through the proxy ended.
@@ -29,17 +29,22 @@ const BACKLOG_POLL: Duration = Duration::from_millis(10);
 // === impl Actor ===
 
 impl Actor {
-    /// Lets go of the interfaces that are not to be kept, and of the sandbox with the last.
-    pub(super) async fn keep(&mut self, keep: &BTreeSet<String>) -> Response {
+    /// Lets go of interfaces, and of the sandbox with the last.
+    pub(super) async fn leave(&mut self, interfaces: impl FnOnce(&mut Interfaces)) -> Response {
+        self.look_again().await;
         if let Some(attached) = &mut self.attached {
-            attached
-                .record
-                .ifnames
-                .retain(|ifname| keep.contains(ifname));
-            if attached.record.ifnames.is_empty() {
+            interfaces(&mut attached.record.interfaces);
+            if attached.record.interfaces.is_empty() {
                 self.release().await;
             } else {
                 self.log_save();
+            }
+        } else if let Some(mut record) = self.unseen.take() {
+            interfaces(&mut record.interfaces);
+            if record.interfaces.is_empty() {
+                self.forget(&record).await;
+            } else {
+                self.unseen = Some(record);
             }
         }
         Response::Done { steered: false }
@@ -150,7 +155,12 @@ impl Actor {
         match Namespace::open(netns).await {
             Ok(namespace) => {
                 self.undo(Some(&namespace)).await;
-                self.change(|_| State::Unmeshed);
+                let draining = self.is_recorded_as(Phase::Draining);
+                self.change(|_| match draining {
+                    true => State::Draining(namespace),
+                    false => State::Unmeshed,
+                });
+                self.wake_in(DRAIN);
             }
             Err(error) => {
                 tracing::error!(container.id = self.container_id, %error, "Could not undo");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The built agent with hand-made pods, a fake CNI plugin and a fake proxy, on the real kernel.
 
+mod closed;
 mod life;
 mod many;
 mod node;

@@ -207,6 +207,7 @@ impl Node {
             ("K8S_POD_UID", self.uid()),
         ];
         Attachment {
+            network: "pods".into(),
             container_id: format!("c-{}", self.name),
             ifname: "eth0".into(),
             netns: Some(Path::new("/run/netns").join(&self.name)),

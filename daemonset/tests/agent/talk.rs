@@ -46,6 +46,12 @@ pub fn client(node: &Node, host: &str) -> Child {
     node.spawn(&talk)
 }
 
+/// What a client that gets nowhere complains about.
+pub fn complaint(client: Child) -> String {
+    let output = client.wait_with_output().unwrap_or_else(|e| panic!("{e}"));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 /// Accepts from a listener of the pod.
 pub fn accept(proxy: &Proxy, direction: Direction, family: Family) -> TcpStream {
     let fd = &proxy.listeners[&Listener { direction, family }];

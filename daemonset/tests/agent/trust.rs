@@ -134,7 +134,13 @@ async fn a_kept_key_is_handed_to_the_next_proxy_until_its_last_pod_leaves() {
     assert!(matches!(next.next().await, FromAgent::Hello { .. }));
     assert_eq!(next.next().await, FromAgent::Key { identity });
     drop((proxy, next));
-    assert_eq!(node.ask(Command::Gc { valid: vec![] }), UNSTEERED);
+    let gc = |network: &str| Command::Gc {
+        network: network.into(),
+        valid: vec![],
+    };
+    assert_eq!(node.ask(gc("another")), UNSTEERED);
+    assert_eq!(node.ask(Command::Check(node.attachment())), STEERED);
+    assert_eq!(node.ask(gc("pods")), UNSTEERED);
     let mut last = Proxy::connect(&node, culvert_api::agent::VERSIONS).await;
     assert!(matches!(last.next().await, FromAgent::Hello { .. }));
     assert!(matches!(last.next().await, FromAgent::SnapshotEnd { .. }));

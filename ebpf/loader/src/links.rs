@@ -34,6 +34,17 @@ pub(crate) fn put(
     Ok(true)
 }
 
+/// Whether the link that is pinned at `pin`, if any, is attached to something that exists.
+pub(crate) fn is_live(pin: &Path) -> Result<bool, Error> {
+    match sys::open_pin(pin) {
+        Ok(link) => sys::link_target(link.as_fd())
+            .map(|target| target != 0)
+            .map_err(Error::io("inspect the pinned link", pin)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("open the pinned link", pin)(error)),
+    }
+}
+
 /// Whether there was a link to swap the program of.
 fn swap(pin: &Path, target: u64, program: BorrowedFd<'_>) -> Result<bool, Error> {
     let link = match sys::open_pin(pin) {

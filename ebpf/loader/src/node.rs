@@ -12,7 +12,7 @@ use culvert_ebpf_abi::map;
 
 use self::{connect::Connects, lookup::Lookup};
 use crate::{
-    Counters, Error, Exclusions, NodeOptions, PodOptions,
+    Counters, Error, Exclusions, NodeOptions, PodOptions, links,
     logs::LogReader,
     objects::{self, Objects},
     pins::{self, Pins},
@@ -146,6 +146,28 @@ impl Node {
     /// What reading the directory said.
     pub fn pinned_pods(&self) -> Result<Vec<u64>, Error> {
         self.pins.cookies()
+    }
+
+    /// Whether the pod's program is attached to a network namespace that exists.
+    ///
+    /// # Errors
+    /// What opening and inspecting the link said.
+    pub fn is_live(&self, cookie: u64) -> Result<bool, Error> {
+        links::is_live(&self.pins.pod(cookie).join(pins::LINK))
+    }
+
+    /// The cookies of live pods that only programs of other versions steer.
+    ///
+    /// # Errors
+    /// What reading the directories and inspecting the links said.
+    pub fn left_to_other_versions(&self) -> Result<Vec<u64>, Error> {
+        let mut left = Vec::new();
+        for (cookie, dir) in self.pins.of_other_versions()? {
+            if links::is_live(&dir.join(pins::LINK))? && !self.is_live(cookie)? {
+                left.push(cookie);
+            }
+        }
+        Ok(left)
     }
 
     /// Removes what agents of other versions of the programs pinned, and counts those versions.

@@ -57,22 +57,43 @@ impl Pins {
 
     /// The cookies of the pods that have a directory, be it half made.
     pub(crate) fn cookies(&self) -> Result<Vec<u64>, Error> {
-        let names = names(&self.pods())?;
-        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+        cookies(&self.pods())
+    }
+
+    /// The pods' directories of other versions.
+    pub(crate) fn of_other_versions(&self) -> Result<Vec<(u64, PathBuf)>, Error> {
+        let mut found = Vec::new();
+        for version in self.other_versions()? {
+            let pods = version.join("pods");
+            if pods.exists() {
+                let dir = |cookie: u64| (cookie, pods.join(cookie.to_string()));
+                found.extend(cookies(&pods)?.into_iter().map(dir));
+            }
+        }
+        Ok(found)
     }
 
     /// Removes the directories of other versions.
     pub(crate) fn collect_other_versions(&self) -> Result<usize, Error> {
-        let mut collected = 0;
-        for name in names(&self.dir)? {
-            let version = name.strip_prefix('v').and_then(|v| v.parse::<u32>().ok());
-            if version.is_some_and(|v| v != ABI_VERSION) {
-                remove_tree(&self.dir.join(name))?;
-                collected += 1;
-            }
-        }
-        Ok(collected)
+        let others = self.other_versions()?;
+        others.iter().try_for_each(|dir| remove_tree(dir))?;
+        Ok(others.len())
     }
+
+    fn other_versions(&self) -> Result<Vec<PathBuf>, Error> {
+        let is_other = |name: &String| {
+            let version = name.strip_prefix('v').and_then(|v| v.parse::<u32>().ok());
+            version.is_some_and(|v| v != ABI_VERSION)
+        };
+        let others = names(&self.dir)?.into_iter().filter(is_other);
+        Ok(others.map(|name| self.dir.join(name)).collect())
+    }
+}
+
+/// The names in a directory of pods that are cookies.
+fn cookies(pods: &Path) -> Result<Vec<u64>, Error> {
+    let names = names(pods)?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
 /// Whether the nearest parent that exists is in a BPF file system.

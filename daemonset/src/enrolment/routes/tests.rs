@@ -76,21 +76,60 @@ async fn rules_and_routes_are_set_once_and_removed_without_a_trace() {
         remove_all(&rtnl).await.unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(rules(&pod), before);
     }
-    assert!(!pod.ip("route show table all").contains("1710"));
+    for args in ["-4 route show table all", "-6 route show table all"] {
+        assert!(!pod.ip(args).contains("1710"));
+    }
 }
 
 #[tokio::test]
-async fn a_family_is_steered_while_it_has_an_address() {
+async fn a_family_without_an_address_is_unreachable_and_never_plaintext() {
     let pod = pod("family");
     let rtnl = open(&pod).await;
+    let refused = |args: &str| {
+        pod.try_ip(args)
+            .is_err_and(|e| e.contains("No route to host"))
+    };
+    let marked = [
+        "-4 route get 192.0.2.1 mark 0x2000000",
+        "-6 route get 2001:db8::1 mark 0x2000000",
+    ];
+    pod.ip("route add default via 10.77.0.1");
+    pod.ip("-6 route add default via fd77::1");
     pod.ip("addr del fd77::2/64 dev p0");
-    apply_own(&rtnl).await.unwrap_or_else(|e| panic!("{e}"));
-    assert!(!pod.ip("-6 rule").contains("17101"));
+    let own = apply_own(&rtnl).await.unwrap_or_else(|e| panic!("{e}"));
+    assert!(pod.ip(marked[0]).contains("dev lo") && refused(marked[1]));
+    assert!(rules(&pod).iter().all(|rules| rules.contains("17101")));
+    let left = differences(&rtnl, &own).await;
+    assert_eq!(left.unwrap_or_else(|e| panic!("{e}")), Vec::<String>::new());
+    // Before anybody looked at the addresses again.
     pod.ip(ADDRESSES[1]);
+    pod.ip("addr add 10.77.1.3/24 dev p0");
     pod.ip("addr del 10.77.0.2/24 dev p0");
-    apply_own(&rtnl).await.unwrap_or_else(|e| panic!("{e}"));
-    assert!(pod.ip("-6 rule").contains("17101"));
-    assert!(!pod.ip("-4 rule").contains("17101"));
+    assert!(pod.ip(marked[0]).contains("dev lo") && refused(marked[1]));
+    pod.ip("addr del 10.77.1.3/24 dev p0");
+    let own = apply_own(&rtnl).await.unwrap_or_else(|e| panic!("{e}"));
+    assert!(refused(marked[0]) && pod.ip(marked[1]).contains("dev lo"));
+    let left = differences(&rtnl, &own).await;
+    assert_eq!(left.unwrap_or_else(|e| panic!("{e}")), Vec::<String>::new());
+    remove_all(&rtnl).await.unwrap_or_else(|e| panic!("{e}"));
+    assert!(!rules(&pod).iter().any(|rules| rules.contains("1710")));
+    assert!(!pod.ip("-4 route show table all").contains("1710"));
+    assert!(!pod.ip("-6 route show table all").contains("1710"));
+}
+
+#[tokio::test]
+async fn a_namespace_whose_ipv6_is_disabled_is_no_trouble() {
+    let pod = pod("nov6");
+    let netns = Netns::open(pod.path())
+        .await
+        .unwrap_or_else(|e| panic!("{e}"));
+    let disable = || std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+    let disabled = netns.run(disable).await.unwrap_or_else(|e| panic!("{e}"));
+    disabled.unwrap_or_else(|e| panic!("{e}"));
+    let rtnl = open(&pod).await;
+    let own = apply_own(&rtnl).await.unwrap_or_else(|e| panic!("{e}"));
+    let left = differences(&rtnl, &own).await;
+    assert_eq!(left.unwrap_or_else(|e| panic!("{e}")), Vec::<String>::new());
 }
 
 #[tokio::test]

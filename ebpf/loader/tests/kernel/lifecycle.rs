@@ -172,6 +172,29 @@ fn an_old_and_a_new_version_are_attached_together_and_the_new_one_wins() {
 }
 
 #[test]
+fn a_dead_pod_is_told_from_a_live_one_of_any_version() {
+    let mut world = World::new();
+    let (dir, cookie) = (world.options().dir, world.cookie);
+    assert!(world.node().is_live(cookie).must("look"));
+    assert!(!world.node().is_live(cookie + 1).must("look"));
+    world.node = None;
+    fs::rename(dir.join("v1"), dir.join("v999")).must("rename");
+    world.load();
+    let left = |world: &mut World| world.node().left_to_other_versions().must("look");
+    assert_eq!(left(&mut world), [cookie]);
+    world.attach(&Exclusions::default());
+    assert_eq!(left(&mut world), Vec::<u64>::new());
+    // The listeners keep the namespace alive as well.
+    world.pod = super::support::Net::new();
+    world.ears = Ears::new(&world.pod);
+    let dead = (0..500).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        !world.node().is_live(cookie).must("look")
+    });
+    assert!(dead);
+}
+
+#[test]
 fn two_nodes_on_one_kernel() {
     let (mut one, mut two) = (World::new(), World::new());
     for world in [&mut one, &mut two] {
