@@ -27,7 +27,7 @@ use crate::{
     config::{Config, DataPathConfig},
     confine::confine,
     control_link::{self, Ask, Control, ControlConfig, ControlLink, ControlMetrics},
-    destinations::Destinations,
+    destinations::{DestinationMetrics, Destinations},
     identities::{self, Identities, IdentityMetrics, watch_anchors},
     metrics::Metrics,
     pods::{self, Pods},
@@ -167,6 +167,7 @@ impl Wiring {
             self.config.domain.clone(),
             to_control.clone(),
             self.dirty.clone(),
+            DestinationMetrics::register(&self.registry)?,
         );
         destinations.restore(known.destinations);
         let proxy = Arc::new(self.proxy(destinations, identities)?);

@@ -43,17 +43,19 @@ pub(crate) async fn carry(mut carried: Carried, revoked: impl Future<Output = ()
     let open = carried.accepted.pod.metrics().open(carried.leg.clone());
     let half_open = carried.accepted.proxy.config.half_open_timeout;
     let meters = meters(carried.accepted.direction, &open);
-    let relayed = {
-        let relay = relay(carried.ends(), meters, half_open);
-        tokio::select! {
-            biased;
-            relayed = relay => Some(relayed),
-            () = revoked => None,
-        }
-    };
+    let relayed = unless(revoked, relay(carried.ends(), meters, half_open)).await;
     match relayed {
         Some(relayed) => carried.ended(open, &relayed),
         None => carried.revoked(open),
+    }
+}
+
+/// Once `revoked` is ready, `relay` moves nothing any more.
+async fn unless<T>(revoked: impl Future<Output = ()>, relay: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = revoked => None,
+        relayed = relay => Some(relayed),
     }
 }
 

@@ -1,39 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What applications dial, as control tells it: asked for on demand, kept, and never waited for twice.
 
+mod entry;
 mod message;
+mod metrics;
+mod saved;
+mod table;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
 use culvert_api::{
     grpc::v1,
     identity::{Identity, IdentityDomain},
-    workload::Workload,
+    workload::{Workload, WorkloadKey},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc::UnboundedSender, watch};
+use tokio::sync::mpsc::UnboundedSender;
 
-use self::message::{Change, Update};
-use crate::{balance::Balancer, control_link::Ask, state::Dirty};
-
-/// How long a connection waits for control to say what an unknown destination is.
-const WAIT: Duration = Duration::from_secs(3);
+use self::{
+    entry::{Entry, WAIT},
+    table::{Full, LIMIT, Table},
+};
+pub(crate) use self::{metrics::DestinationMetrics, saved::Saved};
+use crate::{balance::Balancer, control_link::Ask, state::Dirty, tcp::canonical};
 
 /// A destination that nobody dialled for so long is forgotten.
 const IDLE: Duration = Duration::from_secs(600);
-
-/// The most destinations that are kept: an application that scans addresses costs no more.
-const LIMIT: usize = 65_536;
 
 /// The destinations that are in use on this node. Clones share them.
 #[derive(Clone, Debug)]
@@ -43,20 +41,12 @@ pub struct Destinations {
 
 #[derive(Debug)]
 struct Inner {
-    entries: RwLock<HashMap<SocketAddr, Arc<Entry>>>,
+    table: RwLock<Table>,
     domain: IdentityDomain,
     control: UnboundedSender<Ask>,
     dirty: Dirty,
+    metrics: DestinationMetrics,
     started: Instant,
-}
-
-#[derive(Debug)]
-struct Entry {
-    resolved: watch::Sender<Option<Arc<Resolved>>>,
-    /// Of a service: all endpoints, to which the deltas are applied.
-    endpoints: Mutex<BTreeMap<SocketAddr, Endpoint>>,
-    /// When it was last dialled, in seconds since the start.
-    used: AtomicU64,
 }
 
 /// What a destination is.
@@ -100,29 +90,6 @@ pub struct Endpoint {
     pub meshed: bool,
 }
 
-/// A destination as the state file has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Saved {
-    destination: SocketAddr,
-    #[serde(flatten)]
-    what: SavedKind,
-}
-
-#[expect(clippy::large_enum_variant, reason = "they are written and gone")]
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-enum SavedKind {
-    Service {
-        namespace: String,
-        name: String,
-        endpoints: Vec<Endpoint>,
-    },
-    Pod {
-        endpoint: Endpoint,
-    },
-    Unknown,
-}
-
 /// A destination could not be resolved: the connection is refused, never sent in plaintext.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unresolved {
@@ -134,12 +101,14 @@ pub enum Unresolved {
         /// How long the connection waited.
         waited_ms: u128,
     },
-    /// The workloads of this node use too many destinations at once.
-    #[error("{limit} destinations are in use on this node, {destination} would be one more")]
+    /// The pod, or all pods of this node, use too many destinations at once.
+    #[error(
+        "{limit} destinations are in use at once, the most there may be; {destination} would be one more"
+    )]
     TooMany {
         /// What was dialled.
         destination: SocketAddr,
-        /// The most that are kept.
+        /// The most that are kept: of one pod, or of all.
         limit: usize,
     },
 }
@@ -148,12 +117,18 @@ pub enum Unresolved {
 
 impl Destinations {
     /// None yet. What is dialled is asked of `control`.
-    pub(crate) fn new(domain: IdentityDomain, control: UnboundedSender<Ask>, dirty: Dirty) -> Self {
+    pub(crate) fn new(
+        domain: IdentityDomain,
+        control: UnboundedSender<Ask>,
+        dirty: Dirty,
+        metrics: DestinationMetrics,
+    ) -> Self {
         let inner = Inner {
-            entries: RwLock::default(),
+            table: RwLock::default(),
             domain,
             control,
             dirty,
+            metrics,
             started: Instant::now(),
         };
         Self {
@@ -161,24 +136,20 @@ impl Destinations {
         }
     }
 
-    /// What `dst` is: known at once, or asked of control and waited for, at most three seconds.
-    pub async fn resolve(&self, dst: SocketAddr) -> Result<Arc<Resolved>, Unresolved> {
+    /// What `dst` is, for the pod that dials it: known at once, or asked of control and waited for,
+    /// at most three seconds.
+    pub async fn resolve(
+        &self,
+        pod: &WorkloadKey,
+        dst: SocketAddr,
+    ) -> Result<Arc<Resolved>, Unresolved> {
         let dst = canonical(dst);
-        let entry = self.entry(dst)?;
-        entry.used.store(self.now(), Ordering::Relaxed);
-        let mut resolved = entry.resolved.subscribe();
-        let known = resolved.borrow_and_update().clone();
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let answer = tokio::time::timeout(WAIT, resolved.wait_for(Option::is_some)).await;
-        let answer = answer.ok().and_then(Result::ok);
-        answer
-            .and_then(|answer| answer.clone())
-            .ok_or(Unresolved::NoAnswer {
-                destination: dst,
-                waited_ms: WAIT.as_millis(),
-            })
+        let entry = self.entry(pod, dst)?;
+        entry.touch(self.now());
+        entry.resolve().await.ok_or(Unresolved::NoAnswer {
+            destination: dst,
+            waited_ms: WAIT.as_millis(),
+        })
     }
 
     /// Control said what a destination is, or how it changed.
@@ -193,46 +164,33 @@ impl Destinations {
         let Some(entry) = self.find(update.destination) else {
             return;
         };
-        entry.change(update);
+        entry.apply(update.change);
         self.inner.dirty.mark();
     }
 
     /// The destinations that control is asked for.
     pub(crate) fn in_use(&self) -> Vec<SocketAddr> {
-        let entries = self
-            .inner
-            .entries
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        entries.keys().copied().collect()
+        self.read().iter().map(|(dst, _)| *dst).collect()
     }
 
     /// Forgets what was not dialled for ten minutes.
     pub(crate) fn forget_idle(&self) {
-        let before = self.now().checked_sub(IDLE.as_secs());
-        let Some(before) = before else { return };
-        let mut entries = self
-            .inner
-            .entries
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let idle = entries.extract_if(|_, entry| entry.used.load(Ordering::Relaxed) < before);
-        let idle: Vec<_> = idle.map(|(destination, _)| destination).collect();
-        drop(entries);
-        for destination in idle {
-            self.ask(Ask::Unsubscribe(destination));
-            self.inner.dirty.mark();
+        let Some(before) = self.now().checked_sub(IDLE) else {
+            return;
+        };
+        let mut table = self.write();
+        let idle = table.iter().filter(|(_, entry)| entry.used() < before);
+        let idle: Vec<_> = idle.map(|(dst, _)| *dst).collect();
+        for dst in idle {
+            table.remove(dst);
+            self.forgotten(dst);
         }
     }
 
     /// What is known, for the state file.
     pub(crate) fn save(&self) -> Vec<Saved> {
-        let entries = self
-            .inner
-            .entries
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let saved = entries.iter().filter_map(|(destination, entry)| {
+        let table = self.read();
+        let saved = table.iter().filter_map(|(destination, entry)| {
             let what = entry.save()?;
             Some(Saved {
                 destination: *destination,
@@ -242,59 +200,48 @@ impl Destinations {
         saved.collect()
     }
 
-    /// What an earlier proxy knew. It counts until control says otherwise.
+    /// What an earlier proxy knew. It counts until control says otherwise; what would send plaintext
+    /// gives control a moment to say so.
     pub(crate) fn restore(&self, saved: Vec<Saved>) {
-        let restored = saved
-            .into_iter()
-            .take(LIMIT)
-            .map(|Saved { destination, what }| {
-                let entry = Entry::new(self.now());
-                entry.change(Update {
-                    destination,
-                    change: what.into(),
-                });
-                (destination, Arc::new(entry))
-            });
-        let mut entries = self
-            .inner
-            .entries
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        entries.extend(restored);
+        let now = self.now();
+        let mut table = self.write();
+        let room = LIMIT.saturating_sub(table.len());
+        for Saved { destination, what } in saved.into_iter().take(room) {
+            table.insert(destination, Entry::restored(what.into(), now));
+        }
     }
 
     fn find(&self, dst: SocketAddr) -> Option<Arc<Entry>> {
-        let entries = self
-            .inner
-            .entries
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        entries.get(&dst).cloned()
+        self.read().find(dst)
     }
 
-    fn entry(&self, dst: SocketAddr) -> Result<Arc<Entry>, Unresolved> {
+    fn entry(&self, pod: &WorkloadKey, dst: SocketAddr) -> Result<Arc<Entry>, Unresolved> {
         if let Some(entry) = self.find(dst) {
             return Ok(entry);
         }
-        let mut entries = self
-            .inner
-            .entries
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = entries.get(&dst) {
-            return Ok(entry.clone());
+        let mut table = self.write();
+        if let Some(entry) = table.find(dst) {
+            return Ok(entry);
         }
-        if entries.len() >= LIMIT {
-            return Err(Unresolved::TooMany {
-                destination: dst,
-                limit: LIMIT,
-            });
-        }
-        let entry = Arc::new(Entry::new(self.now()));
-        entries.insert(dst, entry.clone());
-        drop(entries);
+        let now = self.now();
+        let gone = table.make_room(pod, now);
+        let gone = gone.map_err(|full| self.refused(dst, full))?;
+        self.inner.metrics.evicted.inc_by(gone.len() as u64);
+        gone.into_iter().for_each(|dst| self.forgotten(dst));
+        let entry = table.insert(dst, Entry::new(pod.clone(), now));
         self.ask(Ask::Subscribe(dst));
         Ok(entry)
+    }
+
+    fn refused(&self, destination: SocketAddr, Full { limit }: Full) -> Unresolved {
+        self.inner.metrics.refused.inc();
+        Unresolved::TooMany { destination, limit }
+    }
+
+    /// Told while the table is held: who dials it again, asks after this.
+    fn forgotten(&self, dst: SocketAddr) {
+        self.ask(Ask::Unsubscribe(dst));
+        self.inner.dirty.mark();
     }
 
     fn ask(&self, ask: Ask) {
@@ -302,125 +249,18 @@ impl Destinations {
         let _ = self.inner.control.send(ask);
     }
 
-    fn now(&self) -> u64 {
-        self.inner.started.elapsed().as_secs()
-    }
-}
-
-// === impl Entry ===
-
-impl Entry {
-    fn new(now: u64) -> Self {
-        Self {
-            resolved: watch::Sender::new(None),
-            endpoints: Mutex::default(),
-            used: AtomicU64::new(now),
-        }
+    /// Since the start.
+    fn now(&self) -> Duration {
+        self.inner.started.elapsed()
     }
 
-    fn change(&self, update: Update) {
-        match update.change {
-            Change::Unknown => self.become_single(Resolved::Unknown),
-            Change::Pod(endpoint) => self.become_single(Resolved::Pod(endpoint)),
-            Change::Service {
-                namespace,
-                name,
-                snapshot,
-                set,
-                removed,
-            } => {
-                let endpoints = self.merge(snapshot, set, &removed);
-                self.become_service(namespace, name, &endpoints);
-            }
-        }
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        let table = &self.inner.table;
+        table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn become_single(&self, resolved: Resolved) {
-        let mut endpoints = self
-            .endpoints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        endpoints.clear();
-        self.resolved.send_replace(Some(Arc::new(resolved)));
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        let table = &self.inner.table;
+        table.write().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn merge(&self, snapshot: bool, set: Vec<Endpoint>, removed: &[SocketAddr]) -> Vec<Endpoint> {
-        let mut endpoints = self
-            .endpoints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if snapshot {
-            endpoints.clear();
-        }
-        for addr in removed {
-            endpoints.remove(addr);
-        }
-        endpoints.extend(set.into_iter().map(|endpoint| (endpoint.addr, endpoint)));
-        endpoints.values().cloned().collect()
-    }
-
-    /// A service stays the same object, so that its connections and loads stay known.
-    fn become_service(&self, namespace: String, name: String, endpoints: &[Endpoint]) {
-        let known = self.resolved.borrow().clone();
-        if let Some(Resolved::Service(service)) = known.as_deref()
-            && (&service.namespace, &service.name) == (&namespace, &name)
-        {
-            service.balancer.update(endpoints);
-            return;
-        }
-        let balancer = Balancer::default();
-        balancer.update(endpoints);
-        let service = ServiceEndpoints {
-            namespace,
-            name,
-            balancer,
-        };
-        self.resolved
-            .send_replace(Some(Arc::new(Resolved::Service(service))));
-    }
-
-    fn save(&self) -> Option<SavedKind> {
-        let resolved = self.resolved.borrow().clone()?;
-        Some(match &*resolved {
-            Resolved::Unknown => SavedKind::Unknown,
-            Resolved::Pod(endpoint) => SavedKind::Pod {
-                endpoint: endpoint.clone(),
-            },
-            Resolved::Service(service) => {
-                let endpoints = self
-                    .endpoints
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                SavedKind::Service {
-                    namespace: service.namespace.clone(),
-                    name: service.name.clone(),
-                    endpoints: endpoints.values().cloned().collect(),
-                }
-            }
-        })
-    }
-}
-
-impl From<SavedKind> for Change {
-    fn from(saved: SavedKind) -> Self {
-        match saved {
-            SavedKind::Unknown => Self::Unknown,
-            SavedKind::Pod { endpoint } => Self::Pod(endpoint),
-            SavedKind::Service {
-                namespace,
-                name,
-                endpoints,
-            } => Self::Service {
-                namespace,
-                name,
-                snapshot: true,
-                set: endpoints,
-                removed: Vec::new(),
-            },
-        }
-    }
-}
-
-fn canonical(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }

@@ -27,7 +27,7 @@ use crate::{
     app::Proxy,
     config::{AccessLogFormat, DataPathConfig},
     control_link::{Ask, ControlLink, ControlMetrics, fake::FakeControl, fake::domain},
-    destinations::Destinations,
+    destinations::{DestinationMetrics, Destinations},
     identities::{self, Identities, IdentityMetrics, watch_anchors},
     metrics::Metrics,
     pods::{self, Announced, Pods},
@@ -71,7 +71,8 @@ impl Fixture {
             runtime: Handle::current(),
         });
         let dirty = Dirty::default();
-        let destinations = Destinations::new(domain(), ask.clone(), dirty.clone());
+        let metrics = DestinationMetrics::register(&registry)?;
+        let destinations = Destinations::new(domain(), ask.clone(), dirty.clone(), metrics);
         destinations.restore(state.destinations);
         let proxy = Arc::new(Proxy {
             destinations,

@@ -71,7 +71,9 @@ pub(crate) async fn handle(accepted: Accepted) {
 async fn resolve(accepted: &Accepted) -> Result<Arc<Resolved>, Refused> {
     accepted.check_loop(accepted.original)?;
     tcp::tune_local(&accepted.tcp).map_err(|error| Refused::new(Fault::Io, error))?;
-    let resolved = accepted.proxy.destinations.resolve(accepted.original).await;
+    let destinations = &accepted.proxy.destinations;
+    let resolved = destinations.resolve(&accepted.pod.key, accepted.original);
+    let resolved = resolved.await;
     resolved.map_err(|error| Refused::new(Fault::Unresolved, error))
 }
 

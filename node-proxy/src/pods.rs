@@ -2,6 +2,7 @@
 //! The enrolled pods of this node: what the agent announced, what control says of them, and the
 //! tasks that serve their listeners.
 
+mod departed;
 mod listeners;
 mod policy;
 mod report;
@@ -30,6 +31,7 @@ use tokio::{
 
 pub(crate) use self::listeners::BadListeners;
 use self::{
+    departed::Departed,
     listeners::{Served, Serving},
     policy::Stage,
     report::Report,
@@ -45,6 +47,10 @@ use crate::{
 
 /// How long peers keep dialling as they did after control said that all of them know.
 const GRACE: Duration = Duration::from_millis(500);
+
+/// How long a pod that left keeps its idle sockets and its key: as long as a connection that was
+/// accepted just before may take to dial three endpoints.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// One enrolled pod.
 #[derive(Debug)]
@@ -99,12 +105,15 @@ struct Registry {
     policies: BTreeMap<PodUid, Arc<InboundPolicy>>,
     /// The pods whose peers know that they are meshed, those of an earlier proxy included.
     reported: BTreeSet<WorkloadKey>,
+    departed: Departed,
 }
 
 #[derive(Debug)]
 struct Entry {
     pod: Arc<Pod>,
     served: Served,
+    /// Its peers may dial it in plaintext until it is reported: it ran before it was enrolled, or
+    /// they were told that it leaves.
     live: bool,
     report: Report,
 }
@@ -135,32 +144,6 @@ impl Pod {
         &self.metrics
     }
 
-    /// A pod for tests of the data path: with these sockets and this policy.
-    #[cfg(test)]
-    pub(crate) fn for_tests(
-        workload: Workload,
-        identity: Identity,
-        addresses: Vec<IpAddr>,
-        sockets: Sockets,
-        metrics: PodMetrics,
-        policy: InboundPolicy,
-    ) -> Self {
-        let key = WorkloadKey {
-            uid: workload.uid.clone(),
-            cookie: culvert_api::workload::NetnsCookie(1),
-        };
-        Self {
-            key,
-            workload,
-            identity,
-            sockets,
-            metrics,
-            addresses: ArcSwap::from_pointee(addresses),
-            own_listeners: ArcSwap::default(),
-            policy: watch::Sender::new(Arc::new(policy)),
-        }
-    }
-
     /// Changes the policy in force.
     pub(crate) fn enforce(&self, policy: &Arc<InboundPolicy>) {
         self.policy.send_if_modified(|current| {
@@ -189,6 +172,7 @@ impl Pods {
                 .map(|(uid, policy)| (uid, Arc::new(policy)))
                 .collect(),
             reported,
+            departed: Departed::default(),
         };
         Self {
             around: Arc::new(around),
@@ -204,6 +188,7 @@ impl Pods {
             self.remove(&key);
         }
         let mut registry = self.lock();
+        let registry = &mut *registry;
         let entry = registry
             .entries
             .entry(key.clone())
@@ -214,11 +199,16 @@ impl Pods {
                     pod,
                     served: Served::default(),
                     live: false,
-                    report: Report::default(),
+                    report: registry.departed.take(key),
                 }
             });
-        entry.live = announced.live;
-        entry.report.call_off_withdrawal();
+        entry.live |= announced.live;
+        if entry.report.call_off_withdrawal() {
+            // Until they are told again.
+            entry.live = true;
+            registry.reported.remove(&key);
+            self.around.dirty.mark();
+        }
         entry.pod.sockets.refill(&announced.addresses);
         entry.pod.addresses.store(Arc::new(announced.addresses));
         self.around.proxy.identities.hold(&entry.pod.identity, &key);
@@ -261,7 +251,8 @@ impl Pods {
         registry.settle(key, &self.around);
     }
 
-    /// The pod is gone: its listeners and idle sockets are closed, its open connections go on.
+    /// The pod is gone: its listeners are closed, its idle sockets and its key a little later; its
+    /// open connections go on.
     pub(crate) fn remove(&self, key: &WorkloadKey) {
         let mut registry = self.lock();
         let known = registry.reported.remove(key);
@@ -272,20 +263,31 @@ impl Pods {
         if last {
             registry.policies.remove(&key.uid);
         }
-        drop(registry);
         entry.report.withdraw(known);
         entry.send_report(&self.around);
+        registry.departed.keep(key, entry.report);
+        drop(registry);
         entry.served.close();
-        entry.pod.sockets.close();
-        self.around
-            .proxy
-            .identities
-            .release(&entry.pod.identity, key);
+        self.leave_in_time(entry.pod.clone());
         if last {
             self.ask(Ask::UnsubscribePolicy(key.uid.clone()));
         }
         self.around.dirty.mark();
         tracing::info!(pod.name = %entry.pod.workload, "The pod left");
+    }
+
+    /// Connections that were accepted a moment ago still have to dial, and to prove who they are.
+    fn leave_in_time(&self, pod: Arc<Pod>) {
+        let pods = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(LEAVING).await;
+            pod.sockets.close();
+            let back = pods.lock().entries.contains_key(&pod.key);
+            if !back {
+                let identities = &pods.around.proxy.identities;
+                identities.release(&pod.identity, &pod.key);
+            }
+        });
     }
 
     /// The agent's snapshot ended: pods that it did not name are gone.
@@ -324,6 +326,7 @@ impl Pods {
     pub(crate) fn reported(&self, key: &WorkloadKey, generation: u64) {
         let mut registry = self.lock();
         let Some(entry) = registry.entries.get_mut(key) else {
+            registry.departed.acknowledge(key, generation);
             return;
         };
         match entry.report.acknowledge(generation) {
@@ -332,7 +335,7 @@ impl Pods {
             }
             Some(false) => {
                 registry.reported.remove(key);
-                self.withdrawn_soon(key.clone());
+                self.withdrawn_soon(key.clone(), generation);
             }
             None => return,
         }
@@ -357,6 +360,7 @@ impl Pods {
         let uids: BTreeSet<_> = registry.entries.keys().map(|key| key.uid.clone()).collect();
         let policies = uids.into_iter().map(Ask::SubscribePolicy);
         let reports = registry.entries.values().filter_map(Entry::report);
+        let reports = reports.chain(registry.departed.reports());
         policies.chain(reports.map(Ask::Report)).collect()
     }
 
@@ -415,11 +419,16 @@ impl Pods {
         known.is_some_and(|known| known.pod.workload != *workload)
     }
 
-    fn withdrawn_soon(&self, key: WorkloadKey) {
+    /// After the grace, unless the withdrawal is called off meanwhile.
+    fn withdrawn_soon(&self, key: WorkloadKey, generation: u64) {
         let pods = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(GRACE).await;
-            pods.withdrawn(&key);
+            let registry = pods.lock();
+            let entry = registry.entries.get(&key);
+            if entry.is_some_and(|entry| entry.report.is_withdrawn(generation)) {
+                pods.withdrawn(&key);
+            }
         });
     }
 
@@ -475,13 +484,7 @@ impl Entry {
     }
 
     fn report(&self) -> Option<control_link::Report> {
-        let (generation, steered) = self.report.current()?;
-        let key = self.pod.key.clone();
-        Some(control_link::Report {
-            key,
-            generation,
-            steered,
-        })
+        self.report.of(&self.pod.key)
     }
 
     fn send_report(&self, around: &Surroundings) {

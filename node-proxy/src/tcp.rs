@@ -24,6 +24,10 @@ const UNANSWERED: Duration = Duration::from_secs(30);
 /// How long a reset waits for what was sent before it.
 const DRAIN: Duration = Duration::from_secs(1);
 
+/// The state of a connection that is none any more
+/// (<https://elixir.bootlin.com/linux/v6.18/source/include/net/tcp_states.h>).
+const TCP_CLOSE: u8 = 7;
+
 /// The address without IPv4-mapped IPv6.
 pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
@@ -102,6 +106,18 @@ pub(crate) fn unacknowledged(tcp: &TcpStream) -> io::Result<libc::c_int> {
 /// Whether the peer has let 30 seconds of retransmissions or window probes pass without a word.
 pub(crate) fn is_dead(tcp: &TcpStream) -> io::Result<bool> {
     Ok(dead(&info(tcp)?))
+}
+
+/// Why the kernel has closed a connection that this side has not: a reset, or probes that nobody
+/// answered. `None`: it stands.
+pub(crate) fn lost(tcp: &TcpStream) -> Option<io::Error> {
+    let closed = info(tcp).is_ok_and(|info| info.tcpi_state == TCP_CLOSE);
+    closed.then(|| {
+        let error = tcp.take_error().ok().flatten();
+        // What a reset after FIN is called by who only writes.
+        let named = error.filter(|error| error.raw_os_error() != Some(libc::EPIPE));
+        named.unwrap_or_else(|| io::Error::from_raw_os_error(libc::ECONNRESET))
+    })
 }
 
 /// A peer with a shut window answers the probes, which puts their count back to zero.

@@ -291,6 +291,13 @@ fn what_would_come_back_and_what_is_unknown_is_refused() {
     });
 }
 
+#[tokio::test]
+async fn what_is_revoked_moves_nothing_any_more() {
+    use std::future::{pending, ready};
+    assert_eq!(super::unless(ready(()), ready(1)).await, None);
+    assert_eq!(super::unless(pending(), ready(1)).await, Some(1));
+}
+
 fn contains(all: &[u8], part: &[u8]) -> bool {
     all.windows(part.len()).any(|window| window == part)
 }

@@ -48,7 +48,7 @@ async fn a_destination_is_asked_for_once_and_again_by_every_new_stream() -> anyh
     let _link = fixture.link_control()?;
     hello(&mut fixture).await;
     let destinations = fixture.proxy.destinations.clone();
-    let first = tokio::spawn(async move { destinations.resolve(addr()).await });
+    let first = tokio::spawn(async move { destinations.resolve(&key(), addr()).await });
     let Asked::Subscribe(asked) = fixture.control.next().await else {
         panic!("no subscription");
     };
@@ -62,7 +62,14 @@ async fn a_destination_is_asked_for_once_and_again_by_every_new_stream() -> anyh
         }
         hello(&mut fixture).await;
         assert!(matches!(fixture.control.next().await, Asked::Subscribe(_)));
-        assert!(fixture.proxy.destinations.resolve(addr()).await.is_ok());
+        assert!(
+            fixture
+                .proxy
+                .destinations
+                .resolve(&key(), addr())
+                .await
+                .is_ok()
+        );
     }
     Ok(())
 }
@@ -74,17 +81,23 @@ async fn with_control_away_what_is_known_is_served_and_the_rest_fails_closed() -
     let _link = fixture.link_control()?;
     hello(&mut fixture).await;
     let destinations = fixture.proxy.destinations.clone();
-    let first = tokio::spawn(async move { destinations.resolve(addr()).await });
+    let first = tokio::spawn(async move { destinations.resolve(&key(), addr()).await });
     fixture.control.next().await;
     fixture.control.say(1, unknown());
     assert!(first.await?.is_ok());
     fixture.control.stop().await;
-    assert!(fixture.proxy.destinations.resolve(addr()).await.is_ok());
+    assert!(
+        fixture
+            .proxy
+            .destinations
+            .resolve(&key(), addr())
+            .await
+            .is_ok()
+    );
     let other = SocketAddr::from(([10, 96, 0, 2], 80));
-    let unresolved = fixture.proxy.destinations.resolve(other).await;
+    let unresolved = fixture.proxy.destinations.resolve(&key(), other).await;
     assert!(matches!(unresolved, Err(Unresolved::NoAnswer { .. })));
-    let saved = fixture.proxy.destinations.save();
-    assert_eq!(saved.len(), 1);
+    assert!(fixture.proxy.destinations.save().is_empty());
     Ok(())
 }
 
@@ -153,6 +166,33 @@ async fn a_pod_is_reported_when_served_and_certified_and_withdrawn_in_turn() -> 
             return Ok(());
         }
     }
+}
+
+#[tokio::test]
+async fn a_removal_is_told_by_the_next_streams_until_it_is_acknowledged() -> anyhow::Result<()> {
+    let mut fixture = Fixture::start().await?;
+    fixture.pods.add(announced()?)?;
+    let told = || fixture.pods.wanted().len() > 1;
+    eventually("there is a report", told).await;
+    fixture.pods.remove(&key());
+    let _link = fixture.link_control()?;
+    let mut generations = Vec::new();
+    for _ in 0..2 {
+        hello(&mut fixture).await;
+        let Asked::Report(report) = fixture.control.next().await else {
+            panic!("no report");
+        };
+        assert!(!report.steered);
+        generations.push(report.generation);
+        fixture.control.hang_up();
+    }
+    let [first, second] = generations[..] else {
+        panic!("{generations:?}");
+    };
+    assert_eq!(first, second);
+    fixture.pods.reported(&key(), first);
+    assert!(fixture.pods.wanted().is_empty());
+    Ok(())
 }
 
 #[tokio::test]

@@ -2,7 +2,8 @@
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::*;
+use super::{entry::CONFIRM, saved::SavedKind, table::POD_LIMIT, *};
+use crate::fixture::key;
 
 fn destinations() -> (Destinations, UnboundedReceiver<Ask>) {
     let domain = IdentityDomain {
@@ -10,7 +11,10 @@ fn destinations() -> (Destinations, UnboundedReceiver<Ask>) {
         control_namespace: "culvert".to_owned(),
     };
     let (control, asked) = unbounded_channel();
-    (Destinations::new(domain, control, Dirty::default()), asked)
+    let metrics = DestinationMetrics::register(&prometheus::Registry::new());
+    let metrics = metrics.unwrap_or_else(|e| panic!("{e}"));
+    let dirty = Dirty::default();
+    (Destinations::new(domain, control, dirty, metrics), asked)
 }
 
 fn addr(last: u8) -> SocketAddr {
@@ -69,7 +73,8 @@ async fn resolved(
         assert_eq!(asked.recv().await, Some(Ask::Subscribe(addr(1))));
         destinations.apply(first);
     };
-    let (resolved, ()) = tokio::join!(destinations.resolve(addr(1)), answer);
+    let pod = key();
+    let (resolved, ()) = tokio::join!(destinations.resolve(&pod, addr(1)), answer);
     resolved.unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -86,7 +91,7 @@ async fn deltas_change_a_service_that_connections_hold() {
     ));
     assert_eq!(saved(&destinations), [(addr(2), true), (addr(4), true)]);
     let again = destinations
-        .resolve(addr(1))
+        .resolve(&key(), addr(1))
         .await
         .unwrap_or_else(|e| panic!("{e}"));
     assert!(Arc::ptr_eq(&held, &again));
@@ -124,7 +129,7 @@ async fn what_is_restored_is_known_and_asked_for_again() {
     let (next, _asked) = self::destinations();
     next.restore(serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}")));
     assert_eq!(saved(&next), [(addr(2), true)]);
-    assert!(next.resolve(addr(1)).await.is_ok());
+    assert!(next.resolve(&key(), addr(1)).await.is_ok());
     assert_eq!(next.in_use(), [addr(1)]);
 }
 
@@ -132,7 +137,177 @@ async fn what_is_restored_is_known_and_asked_for_again() {
 async fn nobody_waits_longer_than_three_seconds() {
     let (destinations, _asked) = destinations();
     let begun = tokio::time::Instant::now();
-    let unresolved = destinations.resolve(addr(1)).await;
+    let unresolved = destinations.resolve(&key(), addr(1)).await;
     assert!(matches!(unresolved, Err(Unresolved::NoAnswer { .. })));
     assert_eq!(begun.elapsed().as_secs(), 3);
+}
+
+fn unknown(at: SocketAddr) -> v1::Destination {
+    v1::Destination {
+        destination: Some(at.into()),
+        kind: Some(v1::destination::Kind::Unknown(v1::Unknown {})),
+    }
+}
+
+/// A proxy that begins with what was saved of a service with one endpoint.
+fn restored(meshed: bool) -> (Destinations, UnboundedReceiver<Ask>) {
+    let (first, _asked) = destinations();
+    let entry = first.entry(&key(), addr(1));
+    drop(entry.unwrap_or_else(|e| panic!("{e}")));
+    first.apply(&service(true, vec![endpoint(2, meshed)], &[]));
+    let next = destinations();
+    next.0.restore(first.save());
+    next
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_meshed_waits_for_controls_word() {
+    let (destinations, _asked) = restored(false);
+    let begun = tokio::time::Instant::now();
+    let soon = CONFIRM / 4;
+    let answer = async {
+        tokio::time::sleep(soon).await;
+        // Of another subscription: no answer.
+        destinations.apply(&service(false, vec![endpoint(3, false)], &[]));
+        tokio::time::sleep(soon).await;
+        destinations.apply(&service(true, vec![endpoint(2, true)], &[]));
+    };
+    let resolve = async {
+        let resolved = destinations.resolve(&key(), addr(1)).await;
+        (resolved.is_ok(), begun.elapsed().as_millis())
+    };
+    let (resolved, ()) = tokio::join!(resolve, answer);
+    assert_eq!(resolved, (true, (2 * soon).as_millis()));
+    assert_eq!(saved(&destinations), [(addr(2), true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_control_away_what_was_not_meshed_is_waited_for_once_and_what_was_not_at_all() {
+    for (meshed, wait) in [(true, Duration::ZERO), (false, CONFIRM)] {
+        let (destinations, _asked) = restored(meshed);
+        for wait in [wait, Duration::ZERO] {
+            let begun = tokio::time::Instant::now();
+            let resolved = destinations.resolve(&key(), addr(1)).await;
+            assert!(matches!(resolved.as_deref(), Ok(Resolved::Service(_))));
+            assert_eq!(begun.elapsed().as_millis(), wait.as_millis());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_saved_as_unknown_may_be_meshed_by_now() {
+    let (destinations, _asked) = destinations();
+    let json = r#"[{"destination": "10.0.0.1:80", "kind": "unknown"}]"#;
+    destinations.restore(serde_json::from_str(json).unwrap_or_else(|e| panic!("{e}")));
+    let (pod, answer) = (key(), service(true, vec![endpoint(2, true)], &[]));
+    let answer = async { destinations.apply(&answer) };
+    let (resolved, ()) = tokio::join!(destinations.resolve(&pod, addr(1)), answer);
+    assert!(matches!(resolved.as_deref(), Ok(Resolved::Service(_))));
+}
+
+fn many(of: u8, n: u16) -> SocketAddr {
+    let [high, low] = n.to_be_bytes();
+    SocketAddr::from(([172, of, high, low], 80))
+}
+
+fn pod(n: u8) -> WorkloadKey {
+    let mut pod = key();
+    pod.cookie.0 = n.into();
+    pod
+}
+
+/// Dials `count` addresses for a pod. Held, they are still waited for.
+fn dial(destinations: &Destinations, of: u8, count: usize) -> Vec<Arc<Entry>> {
+    let numbers = (0..=u16::MAX).take(count);
+    let entries = numbers.map(|n| destinations.entry(&pod(of), many(of, n)));
+    let entries: Result<_, _> = entries.collect();
+    entries.unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[tokio::test]
+async fn a_pod_that_dials_many_crowds_out_its_own() {
+    let (destinations, mut asked) = destinations();
+    let first = service(true, vec![endpoint(2, true)], &[]);
+    let held = resolved(&destinations, &mut asked, &first).await;
+    let other = dial(&destinations, 2, 1);
+    other.iter().for_each(|entry| entry.touch(Duration::ZERO));
+    drop(other);
+    drop(dial(&destinations, 1, POD_LIMIT));
+    destinations.apply(&unknown(many(1, 0)));
+    let scanned = destinations.in_use().len();
+    for n in 0..2 * POD_LIMIT {
+        let n = u16::try_from(n).unwrap_or_default();
+        let entry = destinations.entry(&pod(1), many(3, n));
+        drop(entry.unwrap_or_else(|e| panic!("{e}")));
+    }
+    assert!(destinations.in_use().len() <= scanned);
+    for kept in [addr(1), many(2, 0)] {
+        assert!(destinations.find(kept).is_some(), "{kept}");
+    }
+    let mut unsubscribed = 0;
+    while let Ok(ask) = asked.try_recv() {
+        unsubscribed += u64::from(matches!(ask, Ask::Unsubscribe(_)));
+    }
+    let evicted = destinations.inner.metrics.evicted.get();
+    assert!(evicted >= POD_LIMIT as u64 && evicted == unsubscribed);
+    drop(held);
+}
+
+#[tokio::test]
+async fn what_is_waited_for_stays_and_only_its_pod_is_refused() {
+    let (destinations, _asked) = destinations();
+    let held = dial(&destinations, 1, POD_LIMIT);
+    let one_more = many(3, 0);
+    let refused = destinations.resolve(&pod(1), one_more).await;
+    let limit = POD_LIMIT;
+    let destination = one_more;
+    let expected = Unresolved::TooMany { destination, limit };
+    assert_eq!(refused.err(), Some(expected));
+    assert_eq!(destinations.inner.metrics.refused.get(), 1);
+    assert!(destinations.entry(&pod(2), one_more).is_ok());
+    drop(held);
+}
+
+#[tokio::test]
+async fn services_and_what_was_used_lately_go_last() {
+    let (destinations, mut asked) = destinations();
+    let first = service(true, vec![endpoint(2, true)], &[]);
+    drop(resolved(&destinations, &mut asked, &first).await);
+    // Of the same pod as the service.
+    let numbered = dial(&destinations, 7, POD_LIMIT - 1);
+    for (n, entry) in (1..).zip(&numbered) {
+        entry.touch(Duration::from_secs(n));
+    }
+    drop(numbered);
+    let service = destinations.find(addr(1));
+    service.iter().for_each(|entry| entry.touch(Duration::ZERO));
+    drop(service);
+    let one_more = destinations.entry(&key(), many(8, 0));
+    assert!(one_more.is_ok());
+    let gone = |n| destinations.find(many(7, n)).is_none();
+    assert!(gone(0) && !gone(u16::try_from(POD_LIMIT).unwrap_or_default() - 2));
+    assert!(destinations.find(addr(1)).is_some());
+}
+
+#[tokio::test]
+async fn all_pods_together_are_limited_too() {
+    let (destinations, _asked) = destinations();
+    let pods = u8::try_from(LIMIT / POD_LIMIT).unwrap_or_default();
+    for of in 0..=pods {
+        drop(dial(&destinations, of, POD_LIMIT));
+        assert!(destinations.in_use().len() <= LIMIT);
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_answered_for_is_not_saved() {
+    let (destinations, _asked) = destinations();
+    drop(dial(&destinations, 1, 2));
+    destinations.apply(&unknown(many(1, 0)));
+    let saved: Vec<_> = destinations
+        .save()
+        .into_iter()
+        .map(|saved| saved.destination)
+        .collect();
+    assert_eq!(saved, [many(1, 0)]);
 }

@@ -26,6 +26,10 @@ const JITTER: f64 = 0.05;
 const SOONEST: Duration = Duration::from_secs(10);
 const LATEST: Duration = Duration::from_secs(24 * 3600);
 
+/// How often the clock is looked at: it may be set, and goes on while the machine sleeps, which the
+/// timers don't.
+const LOOK: Duration = Duration::from_secs(30);
+
 /// An attempt to get a certificate failed. The one before is served with until it ends.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
@@ -45,6 +49,13 @@ enum Failed {
     Seal(#[from] io::Error),
 }
 
+/// When the next certificate is asked for.
+#[derive(Clone, Copy, Debug)]
+enum When {
+    In(Duration),
+    At(SystemTime),
+}
+
 enum Event {
     Due,
     Anchors,
@@ -54,25 +65,25 @@ enum Event {
 pub(super) async fn run(identities: Identities, entry: Arc<Entry>) {
     let mut anchors = identities.inner.anchors.clone();
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-    let mut wait = wait(&entry);
+    let mut when = when(&entry);
     check_stored(&identities, &entry);
     loop {
-        match next(wait, &mut anchors).await {
+        match next(when, &mut anchors).await {
             Event::Anchors => {
                 check_stored(&identities, &entry);
-                wait = rebuild(&identities, &entry);
+                when = rebuild(&identities, &entry);
             }
             Event::Due => {
-                wait = match renew(&identities, &entry).await {
+                when = match renew(&identities, &entry).await {
                     Ok(()) => {
                         backoff.reset();
-                        self::wait(&entry)
+                        self::when(&entry)
                     }
                     Err(error) => {
                         let left = left(&entry).as_secs();
                         let identity = &entry.identity;
                         tracing::warn!(%error, %identity, left, "Could not get a certificate");
-                        backoff.wait()
+                        When::In(backoff.wait())
                     }
                 }
             }
@@ -80,7 +91,7 @@ pub(super) async fn run(identities: Identities, entry: Arc<Entry>) {
     }
 }
 
-async fn next(wait: Duration, anchors: &mut watch::Receiver<Option<Arc<Anchors>>>) -> Event {
+async fn next(when: When, anchors: &mut watch::Receiver<Option<Arc<Anchors>>>) -> Event {
     let changed = async {
         if anchors.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -88,7 +99,7 @@ async fn next(wait: Duration, anchors: &mut watch::Receiver<Option<Arc<Anchors>>
     };
     tokio::select! {
         () = changed => Event::Anchors,
-        () = tokio::time::sleep(wait) => Event::Due,
+        () = when.come(SystemTime::now) => Event::Due,
     }
 }
 
@@ -123,10 +134,10 @@ async fn certify(identities: &Identities, entry: &Entry) -> Result<(), Failed> {
 
 /// Other anchors: the certificate stays, what was made of it and all sessions do not. Says when the
 /// next one is due: now, if the anchors do not vouch for this one.
-fn rebuild(identities: &Identities, entry: &Entry) -> Duration {
+fn rebuild(identities: &Identities, entry: &Entry) -> When {
     let held = entry.held.borrow().clone();
     let (Some(held), Some(anchors)) = (held, identities.anchors()) else {
-        return Duration::ZERO;
+        return When::In(Duration::ZERO);
     };
     let rebuilt = held
         .material
@@ -146,12 +157,12 @@ fn rebuild(identities: &Identities, entry: &Entry) -> Duration {
         Err(error) => {
             let identity = &entry.identity;
             tracing::warn!(%error, %identity, "Could not use the new trust anchors");
-            return Duration::ZERO;
+            return When::In(Duration::ZERO);
         }
     }
     match vouched {
-        Ok(()) => wait(entry),
-        Err(_) => Duration::ZERO,
+        Ok(()) => when(entry),
+        Err(_) => When::In(Duration::ZERO),
     }
 }
 
@@ -167,17 +178,15 @@ fn check_stored(identities: &Identities, entry: &Entry) {
     }
 }
 
-/// How long until the next certificate is asked for.
-fn wait(entry: &Entry) -> Duration {
+/// When the next certificate is asked for.
+fn when(entry: &Entry) -> When {
     let held = entry.held.borrow();
     let Some(held) = held.as_ref() else {
-        return Duration::ZERO;
+        return When::In(Duration::ZERO);
     };
     let life = valid(&held.material);
     let part = RENEW_AFTER - rand::random_range(0.0..JITTER);
-    let due = held.material.not_before + life.mul_f64(part);
-    let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
-    wait.clamp(SOONEST, LATEST)
+    When::At(held.material.not_before + life.mul_f64(part))
 }
 
 fn valid(material: &Material) -> Duration {
@@ -194,4 +203,64 @@ pub(super) fn left(entry: &Entry) -> Duration {
         .as_ref()
         .map(|held| held.material.not_after.duration_since(SystemTime::now()));
     left.and_then(Result::ok).unwrap_or_default()
+}
+
+// === impl When ===
+
+impl When {
+    /// Waits; for a time of day at least ten seconds, and at most a day.
+    async fn come(self, clock: impl Fn() -> SystemTime) {
+        match self {
+            Self::In(wait) => tokio::time::sleep(wait).await,
+            Self::At(due) => {
+                let come = async {
+                    tokio::time::sleep(SOONEST).await;
+                    reach(due, clock).await;
+                };
+                // The clock may be wrong.
+                let _ = tokio::time::timeout(LATEST, come).await;
+            }
+        }
+    }
+}
+
+/// Waits until the clock says `due`, however it gets there.
+async fn reach(due: SystemTime, clock: impl Fn() -> SystemTime) {
+    while let Ok(left) = due.duration_since(clock())
+        && !left.is_zero()
+    {
+        tokio::time::sleep(left.min(LOOK)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// How long is waited until ten hours from now, if the clock is set after a minute.
+    async fn waited(set: impl Fn(SystemTime) -> SystemTime) -> Duration {
+        let (start, now) = (Instant::now(), SystemTime::now());
+        let clock = || match start.elapsed() {
+            at if at < Duration::from_secs(60) => now + at,
+            at => set(now + at),
+        };
+        When::At(now + 10 * HOUR).come(clock).await;
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_is_followed() {
+        let right = waited(|clock| clock).await;
+        assert_eq!(right.as_secs() / 60, 600, "{right:?}");
+        let forward = waited(|clock| clock + 12 * HOUR).await;
+        assert!(forward < Duration::from_secs(120), "{forward:?}");
+        let back = waited(|clock| clock - HOUR).await;
+        assert_eq!(back.as_secs() / 60, 660, "{back:?}");
+        let lost = waited(|clock| clock - 1000 * HOUR).await;
+        assert_eq!(lost.as_secs(), LATEST.as_secs());
+    }
 }

@@ -3,6 +3,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use culvert_api::workload::WorkloadKey;
+
+use crate::control_link;
+
 /// The reports of one pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
@@ -33,6 +37,17 @@ impl Report {
         }
     }
 
+    /// The same, as control is told of the pod.
+    pub(super) fn of(&self, key: &WorkloadKey) -> Option<control_link::Report> {
+        let (generation, steered) = self.current()?;
+        let key = key.clone();
+        Some(control_link::Report {
+            key,
+            generation,
+            steered,
+        })
+    }
+
     /// Whether the pod is on its way out of the mesh.
     pub(super) fn is_withdrawing(&self) -> bool {
         self.withdrawing
@@ -60,7 +75,7 @@ impl Report {
     pub(super) fn withdraw(&mut self, known_to_peers: bool) -> bool {
         self.withdrawing = true;
         match self.state {
-            State::Untold if !known_to_peers => true,
+            State::Untold if !known_to_peers && self.generation == 0 => true,
             State::Told {
                 steered: false,
                 acknowledged,
@@ -72,12 +87,41 @@ impl Report {
         }
     }
 
-    /// The pod stays after all. What was said of its leaving is taken back by the next report.
-    pub(super) fn call_off_withdrawal(&mut self) {
-        if self.withdrawing {
-            self.withdrawing = false;
-            self.state = State::Untold;
+    /// The pod stays after all. What was said of its leaving is taken back by the next report. Says
+    /// whether anything was.
+    pub(super) fn call_off_withdrawal(&mut self) -> bool {
+        if !self.withdrawing {
+            return false;
         }
+        let told = self.state != State::Untold;
+        *self = self.next();
+        told
+    }
+
+    /// Nothing told yet, and what is will be later than what was told before.
+    pub(super) fn next(self) -> Self {
+        Self {
+            generation: self.generation,
+            ..Self::default()
+        }
+    }
+
+    /// Whether every peer knows since this report that the pod leaves, and it still does.
+    pub(super) fn is_withdrawn(&self, generation: u64) -> bool {
+        let told = State::Told {
+            steered: false,
+            acknowledged: true,
+        };
+        self.withdrawing && self.generation == generation && self.state == told
+    }
+
+    /// Whether control was told that the pod leaves, and has not yet said that every peer knows.
+    pub(super) fn is_leaving(&self) -> bool {
+        let told = State::Told {
+            steered: false,
+            acknowledged: false,
+        };
+        self.state == told
     }
 
     /// Every peer knows. Says whether the pod is steered, if this was the last report.
@@ -137,7 +181,9 @@ mod tests {
         let mut report = Report::default();
         assert!(report.steer(true) && !report.withdraw(true));
         let withdrawn = report.current();
-        report.call_off_withdrawal();
+        assert!(report.call_off_withdrawal() && !report.call_off_withdrawal());
+        let mut gone = report;
+        assert!(!gone.withdraw(false), "what was taken back is told again");
         assert!(!report.is_withdrawing() && report.steer(true));
         assert!(report.current() > withdrawn, "{report:?}");
     }

@@ -3,6 +3,55 @@
 use super::*;
 use crate::fixture::{Fixture, announced, eventually, key, known, workload};
 
+impl Pod {
+    /// A pod for tests of the data path: with these sockets and this policy.
+    pub(crate) fn for_tests(
+        workload: Workload,
+        identity: Identity,
+        addresses: Vec<IpAddr>,
+        sockets: Sockets,
+        metrics: PodMetrics,
+        policy: InboundPolicy,
+    ) -> Self {
+        let key = WorkloadKey {
+            uid: workload.uid.clone(),
+            cookie: culvert_api::workload::NetnsCookie(1),
+        };
+        Self {
+            key,
+            workload,
+            identity,
+            sockets,
+            metrics,
+            addresses: ArcSwap::from_pointee(addresses),
+            own_listeners: ArcSwap::default(),
+            policy: watch::Sender::new(Arc::new(policy)),
+        }
+    }
+}
+
+fn report(pods: &Pods) -> Option<control_link::Report> {
+    let registry = pods.lock();
+    registry.entries.get(&key()).and_then(Entry::report)
+}
+
+/// Every peer knows what control was told last.
+fn acknowledge(pods: &Pods) {
+    let report = report(pods).unwrap_or_else(|| panic!("nothing was told"));
+    pods.reported(&report.key, report.generation);
+}
+
+/// A strict pod that every peer knows of.
+async fn reported() -> anyhow::Result<Fixture> {
+    let fixture = Fixture::start().await?;
+    fixture.pods.add(announced()?)?;
+    fixture.pods.set_policy(&key().uid, InboundPolicy::strict());
+    eventually("it is reported", || report(&fixture.pods).is_some()).await;
+    acknowledge(&fixture.pods);
+    assert!(requires_identity(&fixture.pods));
+    Ok(fixture)
+}
+
 fn requires_identity(pods: &Pods) -> bool {
     let registry = pods.lock();
     let policy = registry.entries.get(&key()).map(|entry| entry.pod.policy());
@@ -104,5 +153,39 @@ async fn another_workload_under_the_same_key_is_another_pod() -> anyhow::Result<
     })?;
     assert_eq!(pod(&fixture.pods).identity.service_account, "till");
     assert_eq!(fixture.pods.count(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_withdrawal_that_is_called_off_is_permissive_until_peers_know_again() -> anyhow::Result<()>
+{
+    for told in [false, true] {
+        let fixture = reported().await?;
+        fixture.pods.withdraw(&key());
+        if told {
+            acknowledge(&fixture.pods);
+        }
+        fixture.pods.add(announced()?)?;
+        assert!(!requires_identity(&fixture.pods));
+        fixture.pods.add(announced()?)?;
+        assert!(!requires_identity(&fixture.pods));
+        acknowledge(&fixture.pods);
+        assert!(requires_identity(&fixture.pods));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_agent_hears_nothing_of_a_withdrawal_that_is_called_off() -> anyhow::Result<()> {
+    let fixture = reported().await?;
+    let mut to_agent = fixture.to_agent;
+    tokio::time::pause();
+    fixture.pods.withdraw(&key());
+    acknowledge(&fixture.pods);
+    fixture.pods.add(announced()?)?;
+    tokio::time::sleep(2 * GRACE).await;
+    let mut told = std::iter::from_fn(|| to_agent.as_mut()?.try_recv().ok());
+    let withdrawn = told.any(|told| matches!(told.message, FromProxy::Withdrawn { .. }));
+    assert!(!withdrawn, "the agent was told to take the pod out");
     Ok(())
 }

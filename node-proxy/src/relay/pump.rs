@@ -21,7 +21,10 @@ use super::{
     chunk::Chunk,
     intake::Intake,
 };
-use crate::tls::{RECORD_OVERHEAD, Session};
+use crate::{
+    tcp,
+    tls::{RECORD_OVERHEAD, Session},
+};
 
 /// How many reads one direction makes before the other has its turn.
 const BURST: usize = 16;
@@ -81,7 +84,11 @@ impl<'a> Pumps<'a> {
             meters.wire.read.inc_by(plain.len() as u64);
         }
         down.chunk = Chunk::early(plain);
-        if ends.session.as_ref().is_some_and(|session| session.peer_closed()) {
+        if ends
+            .session
+            .as_ref()
+            .is_some_and(|session| session.peer_closed())
+        {
             // A short request and its end came with the handshake's last flight.
             down.phase = Phase::Ending;
         }
@@ -132,6 +139,16 @@ impl<'a> Pumps<'a> {
     /// The wire's socket.
     pub(super) fn wire(&self) -> &TcpStream {
         self.wire.0.as_ref()
+    }
+
+    /// What was reset after its FIN, while the other direction goes on: nobody reads from it any
+    /// more, so nobody is told.
+    pub(super) fn lost(&self) -> Option<Broken> {
+        let app =
+            (self.up.phase == Phase::Ended && self.down.writes()).then(|| self.app.0.as_ref());
+        let wire = (self.down.phase == Phase::Ended && self.up.writes()).then(|| self.wire());
+        let app = app.and_then(tcp::lost).map(Broken::App);
+        app.or_else(|| wire.and_then(tcp::lost).map(Broken::Wire))
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
@@ -190,7 +207,7 @@ impl<'a> Pumps<'a> {
                     self.down.phase = self.after_fin();
                     end.map_err(|error| Halt::Sink(Broken::App(error)))?;
                 }
-                Phase::Lingering => ready!(self.poll_linger(cx)),
+                Phase::Lingering => ready!(self.poll_linger(cx))?,
                 Phase::Ended => return Poll::Ready(Ok(())),
             }
         }
@@ -346,20 +363,24 @@ impl<'a> Pumps<'a> {
     }
 
     /// Waits for the wire's FIN, so that the socket is closed on both sides when it is used again.
-    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !matches!(
-            ready!(poll_read(&mut self.wire.0, Size::Small, cx)),
-            Ok(Some(_))
-        ) {
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Halt>> {
+        let read = ready!(poll_read(&mut self.wire.0, Size::Small, cx));
+        let read = read.map_err(|error| Halt::Source(Broken::Wire(error)))?;
+        if read.is_none() {
             self.down.phase = Phase::Ended;
         }
-        Poll::Ready(())
+        Poll::Ready(Ok(()))
     }
 }
 
 // === impl Pump ===
 
 impl Pump {
+    /// Whether its sink has not got its FIN yet.
+    fn writes(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Ending)
+    }
+
     /// Writes the chunk, if there is one, and answers its payload.
     fn poll_flush(
         &mut self,

@@ -343,7 +343,10 @@ async fn a_request_and_its_end_may_come_with_the_handshake() {
     };
     let ((), done) = tokio::join!(request, handshake(server, &mut far, Vec::new()));
     let done = ok(done);
-    assert!(done.session.peer_closed(), "it did not come with the handshake");
+    assert!(
+        done.session.peer_closed(),
+        "it did not come with the handshake"
+    );
     ok(app.shutdown().await);
     let ends = Ends {
         app: &mut near_app,
@@ -372,6 +375,60 @@ async fn a_half_open_connection_that_moves_nothing_ends() {
             "{ends:?}"
         );
     }
+}
+
+async fn reset_behind_a_fin(tls: bool, from_client: bool) {
+    let Chain {
+        client,
+        server,
+        relays,
+        ..
+    } = chain(tls, HALF_OPEN).await;
+    let (mut ended, mut other) = match from_client {
+        true => (client, server),
+        false => (server, client),
+    };
+    ok(ended.write_all(b"all of it").await);
+    ok(ended.shutdown().await);
+    let (got, end) = read_to_end(&mut other).await;
+    assert!(got == b"all of it" && end.is_ok());
+    tcp::reset(ended);
+    let soon = tokio::time::timeout(Duration::from_secs(8), async {
+        for relay in relays {
+            assert!(ok(relay.await).end.is_err());
+        }
+    });
+    assert!(soon.await.is_ok(), "tls: {tls}, from_client: {from_client}");
+    // After FIN there is nothing to read, so that the reset shows where something is written.
+    let sent = other.write_all(b"x").await;
+    assert!(sent.is_err(), "tls: {tls}, from_client: {from_client}");
+}
+
+#[tokio::test]
+async fn a_reset_behind_a_fin_is_passed_on() {
+    tokio::join!(
+        reset_behind_a_fin(false, true),
+        reset_behind_a_fin(false, false),
+        reset_behind_a_fin(true, true),
+        reset_behind_a_fin(true, false),
+    );
+}
+
+#[tokio::test]
+async fn a_reset_instead_of_the_last_fin_is_no_end() {
+    let (mut app, near_app) = sockets().await;
+    let [near, (mut far, far_done)] = wire(true).await;
+    let relay = spawn(near_app, near, meters(), HALF_OPEN);
+    let mut session = far_done
+        .map(|done| done.session)
+        .unwrap_or_else(|| panic!("no TLS"));
+    let mut out = vec![0; 100];
+    let length = ok(session.close(&mut [], &mut out));
+    ok(far.write_all(out.get(..length).unwrap_or_default()).await);
+    assert_eq!(ok(app.read(&mut [0; 1]).await), 0);
+    tcp::reset(far);
+    let end = ok(relay.await).end;
+    assert!(matches!(end, Err(Broken::Wire(_))), "{end:?}");
 }
 
 #[tokio::test]

@@ -17,6 +17,10 @@ use crate::tcp;
 /// How often a connection with something to watch is looked at.
 const TICK: Duration = Duration::from_secs(10);
 
+/// How often one is that has said its last in one direction: nothing else tells that it was reset
+/// since, because there is nothing more to read from it.
+const HALF_OPEN_TICK: Duration = Duration::from_secs(1);
+
 /// How long the last words of a broken side may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -24,6 +28,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(super) struct Watch {
     half_open: Duration,
     timer: Option<Pin<Box<Sleep>>>,
+    tick: Duration,
     breaking: bool,
     /// How much had moved when it was last looked at.
     moved: u64,
@@ -36,6 +41,7 @@ impl Watch {
         Self {
             half_open,
             timer: None,
+            tick: TICK,
             breaking: false,
             moved: 0,
             stuck: None,
@@ -58,13 +64,17 @@ impl Watch {
     }
 
     fn arm(&mut self, pumps: &mut Pumps<'_>) {
+        if !self.breaking && pumps.is_half_open() && self.tick != HALF_OPEN_TICK {
+            self.tick = HALF_OPEN_TICK;
+            self.timer = None;
+        }
         if pumps.is_breaking() && !self.breaking {
             self.breaking = true;
             self.timer = Some(Box::pin(sleep(LAST_WORDS)));
         }
         if self.timer.is_none() && (pumps.is_half_open() || *pumps.unconfirmed()) {
             self.note(pumps);
-            self.timer = Some(Box::pin(sleep(TICK.min(self.half_open))));
+            self.timer = Some(Box::pin(sleep(self.tick.min(self.half_open))));
         }
     }
 
@@ -82,6 +92,10 @@ impl Watch {
     fn look(&mut self, pumps: &mut Pumps<'_>) -> Option<Broken> {
         if self.breaking {
             return pumps.take_broken();
+        }
+        let lost = pumps.lost();
+        if lost.is_some() {
+            return lost;
         }
         self.note(pumps);
         if self

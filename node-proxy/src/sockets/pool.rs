@@ -4,6 +4,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -104,7 +105,9 @@ impl Pool {
 
     async fn take_next(self: &Arc<Self>) -> Taken {
         loop {
-            let arrived = self.arrived.notified();
+            let mut arrived = pin!(self.arrived.notified());
+            // Or one that arrives after the look and before the wait wakes somebody else, or nobody.
+            arrived.as_mut().enable();
             if let Some(taken) = self.pop(true) {
                 return taken;
             }
