@@ -254,11 +254,54 @@ impl Sandbox {
 
     /// Kills a process: `agent`, `proxy` or `control`. With `hold` it stays dead.
     pub fn kill(&self, process: &str, node: Option<&str>, hold: bool) -> anyhow::Result<()> {
-        let mut args = vec![process, "--signal", "KILL"];
+        self.signal(process, node, "KILL", hold)
+    }
+
+    /// Asks a process to end, which is started again.
+    pub fn terminate(&self, process: &str, node: Option<&str>) -> anyhow::Result<()> {
+        self.signal(process, node, "TERM", false)
+    }
+
+    fn signal(
+        &self,
+        process: &str,
+        node: Option<&str>,
+        signal: &str,
+        hold: bool,
+    ) -> anyhow::Result<()> {
+        let mut args = vec![process, "--signal", signal];
         args.extend(node.iter().flat_map(|node| ["--node", node]));
         args.extend(hold.then_some("--hold"));
         self.sandbox("kill", &args)?.ok()?;
         Ok(())
+    }
+
+    /// What the supervisor says, as JSON.
+    pub fn status(&self) -> anyhow::Result<Value> {
+        self.sandbox("status", &["-o", "json"])?.json()
+    }
+
+    /// The process id of a process that runs.
+    pub fn pid(&self, of: Daemon<'_>) -> anyhow::Result<u64> {
+        let (kind, node) = match of {
+            Daemon::Agent(node) => ("agent", Value::from(node)),
+            Daemon::Proxy(node) => ("proxy", Value::from(node)),
+            Daemon::Control => ("control", Value::Null),
+        };
+        let status = self.status()?;
+        let mut processes = status["processes"].as_array().into_iter().flatten();
+        let found = processes.find(|one| one["kind"] == kind && one["node"] == node);
+        let pid = found.and_then(|one| one["pid"].as_u64());
+        pid.with_context(|| format!("{of:?} does not run"))
+    }
+
+    /// Waits until a process with this id has been replaced by one that is ready.
+    pub fn replaced(&self, of: Daemon<'_>, pid: u64) -> anyhow::Result<()> {
+        wait_for(&format!("another {of:?}"), Duration::from_secs(30), || {
+            ensure!(self.pid(of)? != pid, "it is the same");
+            Ok::<_, anyhow::Error>(())
+        })?;
+        self.ready(of)
     }
 
     /// Starts a process that was held.
@@ -373,11 +416,12 @@ impl Sandbox {
         (netns, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
     }
 
-    /// Waits until a pod answers on a port when asked from another.
-    pub fn answers(&self, from: &str, target: &str) -> anyhow::Result<()> {
-        let what = format!("{target} to answer {from}");
+    /// Waits until the echo server of a pod answers another pod. The address is looked up each
+    /// time: a pod that waits for its network may change it.
+    pub fn answers(&self, from: &str, pod: &str, port: u16) -> anyhow::Result<()> {
+        let what = format!("port {port} of {pod} to answer {from}");
         wait_for(&what, Duration::from_secs(20), || {
-            self.connect(from, target, &["--exchange", "open"])?
+            self.connect(from, &self.at(pod, port)?, &[])?
                 .all()
                 .map(|_| ())
         })

@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
     path::Path,
     sync::Arc,
     time::Duration,
@@ -21,6 +22,9 @@ use rustls::{
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
 };
+
+use nix::{errno::Errno, libc};
+use socket2::{Domain, Socket, Type};
 
 use crate::{manifests::NAMESPACE, netns::Netns, sandbox::Sandbox};
 
@@ -156,13 +160,34 @@ pub fn connect(
 ) -> anyhow::Result<Ending> {
     let (hello, config) = (hello.clone(), client_config(hello, credentials)?);
     netns.run(move || {
-        let stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let stream = dial(addr)?;
         match talk(stream, config, hello) {
             Ok(answer) => Ok(Ending::Answered(answer)),
             Err(error) => Ok(Ending::Refused(error.to_string())),
         }
     })
+}
+
+/// As a mesh's proxy dials: the ClientHello comes with the handshake's last segment, because the
+/// kernel holds an empty one back for a moment.
+fn dial(addr: SocketAddr) -> anyhow::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    let seconds: libc::c_int = 1;
+    // SAFETY: the kernel reads an int from a pointer to an int of that size.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    Errno::result(set)?;
+    socket.connect_timeout(&addr.into(), PATIENCE)?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 fn talk(mut stream: TcpStream, config: Arc<ClientConfig>, hello: Hello) -> io::Result<Vec<u8>> {

@@ -34,6 +34,10 @@ fn failures() -> anyhow::Result<()> {
         killed_under_load,
     );
     suite.step(
+        "a proxy that is asked to end under load costs nothing",
+        ended_under_load,
+    );
+    suite.step(
         "10,000 connections while both agents are dead",
         without_agents,
     );
@@ -52,6 +56,10 @@ fn failures() -> anyhow::Result<()> {
     );
     suite.step("a live pod is enrolled and un-enrolled", live_enrolment);
     suite.step(
+        "joining and leaving under load costs nothing",
+        enrolment_under_load,
+    );
+    suite.step(
         "a broken manifest changes nothing and is told",
         broken_manifest,
     );
@@ -69,7 +77,7 @@ fn sandbox() -> anyhow::Result<Sandbox> {
         .pod(&pod("late", "n2"))?
         .pod(&pod("plain", "n1"))?
         .up()?;
-    sandbox.answers("client", &server(&sandbox)?)?;
+    sandbox.answers("client", "server", 7000)?;
     Ok(sandbox)
 }
 
@@ -138,29 +146,8 @@ fn outage(sandbox: &Sandbox, node: &str) -> anyhow::Result<()> {
 /// The supervisor restarts the proxy; whoever connects meanwhile waits.
 fn killed_under_load(sandbox: &Sandbox) -> anyhow::Result<()> {
     for node in ["n2", "n1"] {
-        let at = server(sandbox)?;
-        let flags = [
-            "--count",
-            "0",
-            "--concurrent",
-            "8",
-            "--until-eof",
-            "--patience",
-            "30",
-        ];
-        let load = sandbox.spawn_app("client", &[&["connect", &at][..], &flags].concat())?;
-        under_load(sandbox)?;
-        sandbox.kill("proxy", Some(node), false)?;
-        sandbox.ready(Daemon::Proxy(node))?;
-        under_load(sandbox)?;
-        let report: Report = load.finish(LONG)?.json()?;
+        let report = replaced_under_load(sandbox, node, |s| s.kill("proxy", Some(node), false))?;
         let failed = report.attempted - report.succeeded;
-        eprintln!(
-            "    {node}: {failed} of {} failed ({:?}), the slowest took {} ms",
-            report.attempted,
-            report.failures,
-            report.exchange.max_us / 1000
-        );
         ensure!(
             failed <= 8,
             "{failed} failed, 8 can have been in flight: {:?}",
@@ -168,6 +155,45 @@ fn killed_under_load(sandbox: &Sandbox) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// A proxy that is asked to end lets what is open come to its end.
+fn ended_under_load(sandbox: &Sandbox) -> anyhow::Result<()> {
+    for node in ["n2", "n1"] {
+        replaced_under_load(sandbox, node, |s| s.terminate("proxy", Some(node)))?.all()?;
+    }
+    Ok(())
+}
+
+/// What became of eight clients' connections while a proxy was replaced.
+fn replaced_under_load(
+    sandbox: &Sandbox,
+    node: &str,
+    end: impl Fn(&Sandbox) -> anyhow::Result<()>,
+) -> anyhow::Result<Report> {
+    let at = server(sandbox)?;
+    let flags = [
+        "--count",
+        "0",
+        "--concurrent",
+        "8",
+        "--until-eof",
+        "--patience",
+        "30",
+    ];
+    let load = sandbox.spawn_app("client", &[&["connect", &at][..], &flags].concat())?;
+    under_load(sandbox)?;
+    let started = sandbox.pid(Daemon::Proxy(node))?;
+    end(sandbox)?;
+    sandbox.replaced(Daemon::Proxy(node), started)?;
+    under_load(sandbox)?;
+    let report: Report = load.finish(LONG)?.json()?;
+    let slowest = report.exchange.max_us / 1000;
+    let (tried, failures) = (report.attempted, &report.failures);
+    eprintln!(
+        "    {node}: {tried} connections, failures {failures:?}, the slowest took {slowest} ms"
+    );
+    Ok(report)
 }
 
 /// Waits until two hundred connections have been opened meanwhile.
@@ -223,17 +249,27 @@ fn added_without_agent(sandbox: &Sandbox) -> anyhow::Result<()> {
     sandbox.start("agent", Some("n2"))?;
     told?;
     ensure!(started.is_err(), "the pod runs without the mesh");
-    let target = wait_for("the pod to start", SOON, || sandbox.at("added", 7000))?;
-    sandbox.answers("client", &target)?;
-    sandbox.connect("plain", &target, &[])?.refused()?;
+    sandbox.answers("client", "added", 7000)?;
+    sandbox
+        .connect("plain", &sandbox.at("added", 7000)?, &[])?
+        .refused()?;
     Ok(())
 }
 
 fn agent_comes_back(sandbox: &Sandbox) -> anyhow::Result<()> {
     let mut held = hold(sandbox, "client", "server", "5")?;
-    for node in ["n1", "n2"] {
-        sandbox.kill("agent", Some(node), false)?;
-        sandbox.ready(Daemon::Agent(node))?;
+    for (node, end) in [
+        ("n1", "KILL"),
+        ("n2", "KILL"),
+        ("n1", "TERM"),
+        ("n2", "TERM"),
+    ] {
+        let started = sandbox.pid(Daemon::Agent(node))?;
+        match end {
+            "KILL" => sandbox.kill("agent", Some(node), false)?,
+            _ => sandbox.terminate("agent", Some(node))?,
+        }
+        sandbox.replaced(Daemon::Agent(node), started)?;
         use_held(&mut held, "5")?;
         sandbox
             .connect("client", &server(sandbox)?, &["--count", "200"])?
@@ -311,6 +347,51 @@ fn live_enrolment(sandbox: &Sandbox) -> anyhow::Result<()> {
     sandbox
         .connect("plain", &sandbox.at("late", 7000)?, &["--count", "20"])?
         .all()?;
+    Ok(())
+}
+
+/// Connections from and to a pod that is enrolled and un-enrolled, three times.
+fn enrolment_under_load(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let flags = [
+        "--count",
+        "0",
+        "--concurrent",
+        "4",
+        "--until-eof",
+        "--patience",
+        "30",
+    ];
+    let mut loads = Vec::new();
+    for (from, to) in [
+        ("late", "plain"),
+        ("late", "client"),
+        ("client", "late"),
+        ("plain", "late"),
+    ] {
+        let at = sandbox.at(to, 7000)?;
+        let load = sandbox.spawn_app(from, &[&["connect", &at][..], &flags].concat())?;
+        loads.push((format!("{from} → {to}"), load));
+    }
+    for _ in 0..3 {
+        sandbox.apply(&late_pod(sandbox).meshed())?;
+        dialled(sandbox, "true", "spiffe://cluster.local/ns/default/sa/late")?;
+        sandbox.apply(&late_pod(sandbox))?;
+        dialled(sandbox, "no_identity", "")?;
+    }
+    let mut wrong = Vec::new();
+    for (which, load) in loads {
+        let report: Report = load.finish(LONG)?.json()?;
+        let slowest = report.connect.max_us.max(report.exchange.max_us) / 1000;
+        let told = format!(
+            "{which}: {} of {} connections succeeded {:?}, the slowest took {slowest} ms",
+            report.succeeded, report.attempted, report.failures
+        );
+        eprintln!("    {told}");
+        if report.all().is_err() || slowest >= 1000 {
+            wrong.push(told);
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     Ok(())
 }
 

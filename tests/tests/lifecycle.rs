@@ -56,9 +56,10 @@ fn sandbox(name: &str) -> anyhow::Result<Sandbox> {
 
 fn works(sandbox: &Sandbox) -> anyhow::Result<()> {
     for (from, to) in [("a", "b"), ("b", "a")] {
-        let at = wait_for("an address", SOON, || sandbox.at(to, 7000))?;
-        sandbox.answers(from, &at)?;
-        sandbox.connect(from, &at, &["--count", "20"])?.all()?;
+        sandbox.answers(from, to, 7000)?;
+        sandbox
+            .connect(from, &sandbox.at(to, 7000)?, &["--count", "20"])?
+            .all()?;
     }
     Ok(())
 }
@@ -86,8 +87,7 @@ fn up_twice(sandbox: &Sandbox) -> anyhow::Result<()> {
 fn changed_live(sandbox: &Sandbox) -> anyhow::Result<()> {
     let app = sandbox.testapp().to_owned();
     sandbox.apply(&Pod::serving("c", "n2", &app, &["7000=echo"]).strict())?;
-    let at = wait_for("the pod c", SOON, || sandbox.at("c", 7000))?;
-    sandbox.answers("a", &at)?;
+    sandbox.answers("a", "c", 7000)?;
     sandbox.delete_pod("c")?;
     let netns = sandbox.pod("c");
     wait_for("the pod c to go", SOON, || match netns.path().exists() {
@@ -113,7 +113,18 @@ fn down_twice(first: &Sandbox) -> anyhow::Result<()> {
 }
 
 fn kill_supervisor(sandbox: &Sandbox) -> anyhow::Result<()> {
-    Ok(kill(Pid::from_raw(supervisor(sandbox)?), Signal::SIGKILL)?)
+    let pid = supervisor(sandbox)?;
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    wait_for("the supervisor to die", SOON, || match lives(pid) {
+        true => Err("it lives"),
+        false => Ok(()),
+    })
+}
+
+fn lives(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let state = status.lines().find(|line| line.starts_with("State:"));
+    state.is_some_and(|state| !state.contains('Z'))
 }
 
 fn killed_supervisor(sandbox: &Sandbox) -> anyhow::Result<()> {

@@ -2,11 +2,18 @@
 //! What the mesh costs, beside the same pods unmeshed in the same run. Not a test: it prints.
 //! `cargo test -p culvert-tests --test measures -- --ignored --nocapture`
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use culvert_tests::{
     app::report::Quantiles,
+    binaries,
     manifests::Pod,
     require,
     sandbox::{Daemon, Plan, Sandbox},
@@ -15,7 +22,7 @@ use culvert_tests::{
 };
 use serde_json::Value;
 
-const PODS: usize = 100;
+const PODS: u8 = 90;
 const LONG: Duration = Duration::from_secs(180);
 
 #[test]
@@ -36,10 +43,11 @@ fn measures() -> anyhow::Result<()> {
         .pod(&pod("server-plain", "n2"))?
         .pod(&iperf("iperf-plain", "n2"))?
         .up()?;
-    sandbox.answers("client", &sandbox.at("server", 7000)?)?;
+    sandbox.answers("client", "server", 7000)?;
     let mut suite = Suite::new(sandbox);
     suite.step("connect and request latency", latency);
     suite.step("throughput", throughput);
+    suite.step("what the CNI plugin adds by itself", plugin);
     suite.step(
         "memory of a proxy and time of ADD with 100 pods",
         hundred_pods,
@@ -95,28 +103,80 @@ fn throughput(sandbox: &Sandbox) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// STATUS, which starts the plugin and asks the agent, who has nothing to do for it.
+fn plugin(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let conflist = sandbox
+        .node_root("n1")
+        .join("cni/net.d/10-culvert.conflist");
+    let conflist: Value = serde_json::from_slice(&fs::read(conflist)?)?;
+    let plugins = conflist["plugins"].as_array().context("no plugins")?;
+    let ours = plugins
+        .iter()
+        .find(|plugin| plugin["type"] == "culvert-cni");
+    let mut config = ours.context("culvert-cni is not in the conflist")?.clone();
+    config["cniVersion"] = "1.1.0".into();
+    config["name"] = conflist["name"].clone();
+    let binary = binaries::product("culvert-cni")?;
+    let config = config.to_string();
+    let times = (0..100).map(|_| one_status(&binary, config.as_bytes()));
+    let times: Vec<_> = times.collect::<anyhow::Result<_>>()?;
+    eprintln!("    culvert-cni STATUS: {:?}", Quantiles::from(times));
+    Ok(())
+}
+
+fn one_status(binary: &Path, config: &[u8]) -> anyhow::Result<Duration> {
+    let begin = Instant::now();
+    let mut status = Command::new(binary);
+    status.env_clear().env("CNI_COMMAND", "STATUS");
+    let mut child = status.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    child.stdin.take().context("no stdin")?.write_all(config)?;
+    ensure!(child.wait()?.success(), "STATUS failed");
+    Ok(begin.elapsed())
+}
+
 fn hundred_pods(sandbox: &Sandbox) -> anyhow::Result<()> {
     let node = "n1";
     memory(sandbox, node, "with 1 enrolled pod")?;
-    for nth in 0..PODS {
-        sandbox.apply(&Pod::new(&format!("many-{nth}"), node, &["sleep", "infinity"]).meshed())?;
+    let before = adds(sandbox, node)?;
+    for nth in 0..10 {
+        add(sandbox, node, &format!("single-{nth}"))?;
+        wait_until_added(sandbox, node, before.0 + f64::from(nth) + 1.0)?;
     }
-    let enrolled = "culvert_agent_cni_add_seconds_count";
-    let pods = || sandbox.metric(Daemon::Agent(node), enrolled, &[]);
-    wait_for("100 pods", LONG, || {
-        let pods = pods()?;
-        ensure!(pods >= PODS as f64, "{pods} ADDs");
-        Ok::<_, anyhow::Error>(())
-    })?;
-    memory(sandbox, node, "with 101 enrolled pods")?;
-    let sum = sandbox.metric(
-        Daemon::Agent(node),
-        "culvert_agent_cni_add_seconds_sum",
-        &[],
-    )?;
+    told(sandbox, node, before, "one after the other")?;
+    let before = adds(sandbox, node)?;
+    for nth in 0..PODS {
+        add(sandbox, node, &format!("many-{nth}"))?;
+    }
+    wait_until_added(sandbox, node, before.0 + f64::from(PODS))?;
+    told(sandbox, node, before, "all at once")?;
+    memory(sandbox, node, "with 101 enrolled pods")
+}
+
+fn add(sandbox: &Sandbox, node: &str, name: &str) -> anyhow::Result<()> {
+    sandbox.apply(&Pod::new(name, node, &["sleep", "infinity"]).meshed())
+}
+
+/// How many ADDs the agent has carried out, and how many seconds they took.
+fn adds(sandbox: &Sandbox, node: &str) -> anyhow::Result<(f64, f64)> {
+    let scrape = sandbox.scrape(Daemon::Agent(node))?;
+    let sum = |what: &str| scrape.sum(&format!("culvert_agent_cni_add_seconds_{what}"), &[]);
+    Ok((sum("count"), sum("sum")))
+}
+
+fn wait_until_added(sandbox: &Sandbox, node: &str, count: f64) -> anyhow::Result<()> {
+    wait_for(&format!("{count} ADDs"), LONG, || {
+        let now = adds(sandbox, node)?.0;
+        ensure!(now >= count, "{now}");
+        Ok(())
+    })
+}
+
+fn told(sandbox: &Sandbox, node: &str, before: (f64, f64), how: &str) -> anyhow::Result<()> {
+    let now = adds(sandbox, node)?;
+    let (count, millis) = (now.0 - before.0, 1000.0 * (now.1 - before.1));
     eprintln!(
-        "    the agent's part of ADD took {:.1} ms on average",
-        1000.0 * sum / pods()?
+        "    the agent's part of {count} ADDs {how}: {:.1} ms on average",
+        millis / count
     );
     Ok(())
 }

@@ -70,7 +70,7 @@ fn sandbox() -> anyhow::Result<Sandbox> {
         .pod(&pod("strict", "n2").strict())?
         .pod(&pod("outside", "n2"))?
         .up()?;
-    sandbox.answers("mesh", &sandbox.at("strict", ECHO)?)?;
+    sandbox.answers("mesh", "strict", ECHO)?;
     is_meshed(&sandbox, "open")?;
     Ok(sandbox)
 }
@@ -166,7 +166,7 @@ fn attack<T>(
     attack: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let (mut bystander, before) = (bystander(sandbox, pod)?, refused(sandbox, pod)?);
-    let started = sandbox.metric(Daemon::Proxy("n2"), "process_start_time_seconds", &[])?;
+    let started = sandbox.pid(Daemon::Proxy("n2"))?;
     let result = attack()?;
     wait_for("the attack to be counted", SOON, || {
         let after = refused(sandbox, pod)?;
@@ -183,7 +183,7 @@ fn attack<T>(
         "the bystander lost its connection: {held:?}"
     );
     bystander.finish(SOON)?.ok()?;
-    let start = sandbox.metric(Daemon::Proxy("n2"), "process_start_time_seconds", &[])?;
+    let start = sandbox.pid(Daemon::Proxy("n2"))?;
     ensure!(start == started, "the proxy was restarted");
     Ok(result)
 }
@@ -352,7 +352,7 @@ fn impostor(sandbox: &Sandbox) -> anyhow::Result<()> {
         sandbox.pod("outside").path(),
         &["addr", "del", &own, "dev", "lo"],
     )?;
-    sandbox.answers("mesh", &sandbox.at("strict", ECHO)?)?;
+    sandbox.answers("mesh", "strict", ECHO)?;
     result
 }
 

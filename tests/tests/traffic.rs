@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Meshed pods on two nodes talk as if nothing was there.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::ensure;
 use culvert_tests::{
@@ -39,21 +42,33 @@ fn traffic() -> anyhow::Result<()> {
         identities,
     );
     suite.step("a service address reaches all of its pods", service_address);
+    suite.step(
+        "another endpoint is tried when one refuses",
+        another_endpoint,
+    );
     suite.step("a pod dials itself", itself);
     suite.step("the application sees the real addresses", real_addresses);
     suite.step("ss shows the real addresses", addresses_of_ss);
     suite.step("loopback is left alone", loopback);
+    suite.step("UDP is left alone", udp);
     suite.step("FIN is passed on each way alone", half_close);
+    suite.step("bytes with FIN at once arrive whole", bytes_and_fin);
     suite.step("RST is passed on both ways", resets);
     suite.step("a closed port is refused at once", closed_port);
     suite.step("a server that speaks first is not delayed", speaks_first);
+    suite.step(
+        "a server that restarts gets its port again",
+        restarted_server,
+    );
     suite.step("many bytes come back as they were sent", many_bytes);
     suite.step("1,000 concurrent connections", concurrent);
     suite.step("10,000 sequential connections", sequential);
+    suite.step("nothing is left open", nothing_open);
     suite.finish()
 }
 
-/// `a` and `c` on the first node, `b` on the second; the service `bc`, and the service `only-a`.
+/// `a` and `c` on the first node, `b` on the second; the services `bc` and `only-a`. Unmeshed `d` and
+/// `e` are the service `de`, on a port on which only `d` listens.
 fn sandbox() -> anyhow::Result<Sandbox> {
     let plan = Plan::new("traffic")?;
     let app = plan.testapp().to_owned();
@@ -62,6 +77,9 @@ fn sandbox() -> anyhow::Result<Sandbox> {
         .pod(&pod("b", "n2").label("service", "bc"))?
         .pod(&pod("c", "n1").label("service", "bc"))?
         .object(&service("bc", ("service", "bc"), &[7000, 7001]))?
+        .pod(&Pod::serving("d", "n2", &app, &["7000=echo", "7200=echo"]).label("service", "de"))?
+        .pod(&Pod::serving("e", "n2", &app, &["7000=echo"]).label("service", "de"))?
+        .object(&service("de", ("service", "de"), &[7200]))?
         .object(&service("only-a", ("app", "a"), &[7000, 7001]))?
         .up()
 }
@@ -118,6 +136,14 @@ fn service_address(sandbox: &Sandbox) -> anyhow::Result<()> {
     })?;
     sandbox
         .connect("b", &format!("{ip}:7000"), &["--count", "50"])?
+        .all()?;
+    Ok(())
+}
+
+fn another_endpoint(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let ip = sandbox.service_ip("a", "de")?;
+    sandbox
+        .connect("a", &format!("{ip}:7200"), &["--count", "100"])?
         .all()?;
     Ok(())
 }
@@ -185,6 +211,25 @@ fn loopback(sandbox: &Sandbox) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The connect hook is called for UDP too.
+fn udp(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let port = 5353;
+    let receiver = sandbox.pod("b").run(move || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        socket.set_read_timeout(Some(SOON))?;
+        Ok(socket)
+    })?;
+    let say = format!("echo below > /dev/udp/{}/{port}", sandbox.ip("b")?);
+    sandbox.exec("a", &["bash", "-c", &say])?.ok()?;
+    let mut datagram = [0; 16];
+    let (length, from) = receiver.recv_from(&mut datagram)?;
+    ensure!(
+        &datagram[..length] == b"below\n" && from.ip() == sandbox.ip("a")?,
+        "from {from}"
+    );
+    Ok(())
+}
+
 fn half_close(sandbox: &Sandbox) -> anyhow::Result<()> {
     let flags = ["--exchange", "half-close", "--bytes", "1000000"];
     let report = sandbox.connect("a", &sandbox.at("b", 7003)?, &flags)?;
@@ -192,6 +237,16 @@ fn half_close(sandbox: &Sandbox) -> anyhow::Result<()> {
     let report = sandbox.connect("a", &sandbox.at("b", 7005)?, &["--exchange", "to-end"])?;
     ensure!(report.seen()?.reply.is_empty(), "{report:?}");
     closed(sandbox, 7005, "fin")
+}
+
+/// Data and the end of it are with the proxy before it has dialled.
+fn bytes_and_fin(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let flags = ["--exchange", "half-close", "--count", "100"];
+    for server in ["b", "c"] {
+        let report = sandbox.connect("a", &sandbox.at(server, 7003)?, &flags)?;
+        ensure!(report.seen()?.reply == "4\n", "{report:?}");
+    }
+    Ok(())
 }
 
 fn resets(sandbox: &Sandbox) -> anyhow::Result<()> {
@@ -246,6 +301,26 @@ fn speaks_first(sandbox: &Sandbox) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The server ends its connections first, so that TIME_WAITs of its port are left in its namespace.
+fn restarted_server(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let at = sandbox.at("b", 7100)?;
+    for _ in 0..3 {
+        let server = sandbox.spawn_app("b", &["serve", "--listen", "7100=close"])?;
+        wait_for("the server to have its port", SOON, || {
+            let shown = sandbox
+                .exec("b", &["ss", "-Htln", "sport", "=", ":7100"])?
+                .ok()?;
+            ensure!(!shown.stdout.is_empty(), "it does not listen");
+            Ok(())
+        })?;
+        sandbox
+            .connect("a", &at, &["--exchange", "to-end", "--count", "20"])?
+            .all()?;
+        drop(server);
+    }
+    Ok(())
+}
+
 fn many_bytes(sandbox: &Sandbox) -> anyhow::Result<()> {
     let flags = ["--bytes", "67108864", "--send", "0123456789abcde"];
     sandbox
@@ -286,5 +361,32 @@ fn sequential(sandbox: &Sandbox) -> anyhow::Result<()> {
         "    connect {:?}, request {:?}",
         report.connect, report.exchange
     );
+    Ok(())
+}
+
+fn nothing_open(sandbox: &Sandbox) -> anyhow::Result<()> {
+    // Connections on which nothing is said, and some that are given up at once.
+    let at = sandbox.at("b", 7000)?;
+    let flags = ["--exchange", "open", "--count", "500", "--concurrent", "20"];
+    sandbox.connect("a", &at, &flags)?.all()?;
+    sandbox
+        .connect("a", &at, &[&flags[..], &["--reset"]].concat())?
+        .all()?;
+    for node in ["n1", "n2"] {
+        wait_for(
+            &format!("all connections of {node} to be closed"),
+            SOON,
+            || {
+                let scrape = sandbox.scrape(Daemon::Proxy(node))?;
+                let live = scrape.sum("culvert_proxy_sockets", &[("state", "live")]);
+                let open = scrape.sum("tcp_open_connections", &[]);
+                ensure!(
+                    live == 0.0 && open == 0.0,
+                    "{live} sockets and {open} connections are open"
+                );
+                Ok(())
+            },
+        )?;
+    }
     Ok(())
 }

@@ -20,6 +20,8 @@ const STACK: usize = 128 << 10;
 const CHUNK: usize = 16 << 10;
 /// Longer than any time-out of a proxy that waits for the first byte.
 const LATE: Duration = Duration::from_millis(400);
+/// Longer than any test.
+const FOR_EVER: Duration = Duration::from_secs(3600);
 
 /// Serve on ports.
 #[derive(Args, Debug)]
@@ -56,6 +58,8 @@ pub enum Behaviour {
     Reset,
     /// Answers the first byte with FIN, and reads on.
     Close,
+    /// Reads to the end, and never ends its own half.
+    Keep,
 }
 
 // === impl Listen ===
@@ -145,6 +149,11 @@ fn behave(stream: &mut TcpStream, behaviour: Behaviour, bytes: &mut u64) -> io::
         Behaviour::Count => {
             read_all(stream, bytes)?;
             return writeln!(stream, "{bytes}");
+        }
+        Behaviour::Keep => {
+            read_all(stream, bytes)?;
+            thread::sleep(FOR_EVER);
+            return Ok(());
         }
         Behaviour::Reset => {
             *bytes += read_some(stream)?;
