@@ -34,7 +34,8 @@ ebpf-check: ## Prove that the checked-in eBPF objects come from their source
 	ebpf/build.sh --check
 
 bench: build setup-test ## Measure Culvert against the same pods unmeshed
-	cargo bench -p culvert-tests
+	cargo bench -p culvert-tests --bench measures
+	cargo bench -p culvert-ebpf-loader --bench attach
 
 setup-demo:
 	@scripts/setup demo

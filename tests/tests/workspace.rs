@@ -29,7 +29,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         "culvert-control",
         &["culvert-api", "culvert-manifests", "culvert-runtime"],
     ),
-    ("culvert", &["culvert-api", "culvert-manifests"]),
+    (
+        "culvert",
+        &["culvert-api", "culvert-manifests", "culvert-runtime"],
+    ),
     ("culvert-tests", &["culvert-api", "culvert-ebpf-abi"]),
 ];
 

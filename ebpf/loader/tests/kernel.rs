@@ -7,7 +7,5 @@ mod inbound;
 mod lifecycle;
 #[path = "kernel/outbound.rs"]
 mod outbound;
-#[path = "kernel/speed.rs"]
-mod speed;
 #[path = "kernel/support.rs"]
 mod support;

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How long things take. `cargo test --release -p culvert-ebpf-loader -- --ignored --nocapture`
+//! How long loading, attaching and enrolling take. `make bench`
+
+#[path = "../tests/kernel/support.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
+mod support;
 
 use std::time::{Duration, Instant};
 
 use culvert_ebpf_loader::{Exclusions, PodOptions};
 
-use super::support::{Ears, Must, Net, World, addr};
+use support::{Ears, Must, Net, World, addr};
 
-#[test]
-#[ignore = "a measurement"]
-fn attaching_many_pods() {
-    const PODS: u32 = 250;
+const PODS: u32 = 250;
+
+fn main() {
     let mut world = World::new();
     let started = Instant::now();
     world.load();

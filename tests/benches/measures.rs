@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the mesh costs, beside the same pods unmeshed in the same run. Not a test: it prints.
-//! `cargo test -p culvert-tests --test measures -- --ignored --nocapture`
+//! `make bench`
 
 use std::{
     fs,
@@ -25,9 +25,7 @@ use serde_json::Value;
 const PODS: u8 = 90;
 const LONG: Duration = Duration::from_secs(180);
 
-#[test]
-#[ignore = "prints measurements, takes minutes"]
-fn measures() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     if !require::root()? || !require::program("iperf3")? {
         return Ok(());
     }
