@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The arrows between the crates, and the size of the dependency tree, as `cargo metadata` has them.
 
-use std::{collections::BTreeMap, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -109,6 +112,44 @@ fn a_privileged_dependency_is_named_only_where_it_belongs() -> Result<()> {
                 package.name
             );
         }
+    }
+    Ok(())
+}
+
+/// What stands in the processes in two versions, and who brings the older one. Each is somebody
+/// else's to update; a new name here wants a reason.
+const TWICE: &[&str] = &[
+    "base64",         // k8s-openapi, tonic
+    "linux-raw-sys",  // rustix
+    "rustix",         // prometheus through procfs, cni-plugin through which
+    "syn",            // derive macros, in the build only
+    "thiserror",      // cni-plugin
+    "thiserror-impl", // thiserror
+    "untrusted",      // aws-lc-rs
+];
+
+#[test]
+fn no_dependency_comes_in_two_versions_without_a_reason() -> Result<()> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--workspace", "--edges=normal", "--duplicates"])
+        .args(["--depth=0", "--prefix=none", "--format={p}", "--locked"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .context("cargo tree")?;
+    ensure!(output.status.success(), "cargo tree failed");
+    let mut versions = BTreeMap::<_, BTreeSet<_>>::new();
+    let output = String::from_utf8(output.stdout)?;
+    for line in output.lines() {
+        let mut words = line.split_whitespace();
+        if let (Some(name), Some(version)) = (words.next(), words.next()) {
+            versions.entry(name).or_default().insert(version);
+        }
+    }
+    for (name, versions) in versions.iter().filter(|(_, versions)| versions.len() > 1) {
+        ensure!(
+            TWICE.contains(name),
+            "{name} comes in {versions:?}: take one version, or say in TWICE why not"
+        );
     }
     Ok(())
 }
