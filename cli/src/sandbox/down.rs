@@ -74,7 +74,8 @@ fn remove_all(layout: &Layout) -> Result<bool> {
     // Whatever the supervisor can't do is done without it.
     let asked = api::ask(layout, &Request::Down);
     let patience = if asked.is_ok() { GRACE } else { Duration::ZERO };
-    end_supervisor(layout, patience).doing(|| "end the sandbox's supervisor".into())?;
+    // Held to the end: nobody starts what is being removed.
+    let _lock = end_supervisor(layout, patience).doing(|| "end the sandbox's supervisor".into())?;
     let cgroups = Cgroups::find(&layout.name).doing(|| "read /proc/mounts".into())?;
     let existed = leftovers::remove(layout, cgroups.as_ref())?;
     Ok(existed || asked.is_ok())
@@ -82,9 +83,9 @@ fn remove_all(layout: &Layout) -> Result<bool> {
 
 /// Ends a supervisor that still holds its lock: one that does not answer, such as one that is just
 /// setting the sandbox up.
-fn end_supervisor(layout: &Layout, patience: Duration) -> io::Result<()> {
+fn end_supervisor(layout: &Layout, patience: Duration) -> io::Result<Option<File>> {
     let lock = match File::options().write(true).open(layout.lock()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         lock => lock?,
     };
     let started = Instant::now();
@@ -99,7 +100,7 @@ fn end_supervisor(layout: &Layout, patience: Duration) -> io::Result<()> {
         }
         thread::sleep(POLL / 10);
     }
-    Ok(())
+    Ok(Some(lock))
 }
 
 fn kill_supervisor(layout: &Layout) {
@@ -109,7 +110,11 @@ fn kill_supervisor(layout: &Layout) {
     };
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     // The number may be another process's by now.
-    if String::from_utf8_lossy(&command).contains("supervise") {
+    let words: Vec<_> = command.split(|byte| *byte == 0).collect();
+    let named = words
+        .windows(2)
+        .any(|pair| pair[0] == b"--name" && pair[1] == layout.name.as_str().as_bytes());
+    if named && words.contains(&&b"supervise"[..]) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }

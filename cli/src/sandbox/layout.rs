@@ -14,6 +14,8 @@ use super::error::{Error, Result};
 pub const ROOT: &str = "/run/culvert/sandbox";
 /// The user that proxies run as; nobody else's.
 pub const PROXY_UID: u32 = 2102;
+/// The user that control runs as; nobody else's.
+pub const CONTROL_UID: u32 = 2103;
 /// The namespace that control says it is in.
 pub const CONTROL_NAMESPACE: &str = "culvert";
 /// The trust domain of a sandbox.

@@ -19,8 +19,8 @@ use super::{
     error::{Doing, Result},
     fabric::{self, Fabric},
     layout::{
-        CONTROL_ADDR, CONTROL_NAMESPACE, CONTROL_PORT, Layout, NodeId, NodeLayout, PROXY_UID,
-        TRUST_DOMAIN,
+        CONTROL_ADDR, CONTROL_NAMESPACE, CONTROL_PORT, CONTROL_UID, Layout, NodeId, NodeLayout,
+        PROXY_UID, TRUST_DOMAIN,
     },
     leftovers,
     netns::Netns,
@@ -107,12 +107,14 @@ impl Node {
 /// Starts control.
 pub fn start_control(site: &Site) -> Result<Daemon> {
     let layout = &site.layout;
+    let state = layout.control();
+    give(&state, CONTROL_UID, 0o700).doing(|| format!("give {} to control", state.display()))?;
     let netns = layout.name.control_netns();
     let args = args(&[
         ("--manifests", layout.manifests().as_os_str()),
         ("--listen", format!("0.0.0.0:{CONTROL_PORT}").as_ref()),
         ("--admin", format!("0.0.0.0:{CONTROL_ADMIN}").as_ref()),
-        ("--state-dir", layout.control().as_os_str()),
+        ("--state-dir", state.as_os_str()),
         ("--trust-domain", TRUST_DOMAIN.as_ref()),
         ("--namespace", CONTROL_NAMESPACE.as_ref()),
         ("--join-tokens", layout.join_tokens().as_os_str()),
@@ -123,7 +125,7 @@ pub fn start_control(site: &Site) -> Result<Daemon> {
         cgroup: site.cgroups.control(),
         netns: &netns,
         admin: CONTROL_ADMIN,
-        unprivileged: None,
+        unprivileged: Some(CONTROL_UID),
         args,
     })
 }
@@ -139,7 +141,7 @@ fn prepare(layout: &NodeLayout, id: NodeId) -> io::Result<()> {
     ] {
         fs::create_dir_all(dir)?;
     }
-    for_proxy(&layout.proxy_state(), 0o700)?;
+    give(&layout.proxy_state(), PROXY_UID, 0o700)?;
     const NONE: Option<&Path> = None;
     mount(
         Some("bpf"),
@@ -163,10 +165,10 @@ fn write_conflist(layout: &NodeLayout, id: NodeId) -> io::Result<()> {
     fs::write(path, format!("{conflist:#}\n"))
 }
 
-/// Gives a file or directory to the proxy's user.
-pub fn for_proxy(path: &Path, mode: u32) -> io::Result<()> {
+/// Gives a file or directory to a process's user.
+pub fn give(path: &Path, uid: u32, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    chown(path, Some(PROXY_UID), Some(PROXY_UID))
+    chown(path, Some(uid), Some(uid))
 }
 
 fn agent<'a>(site: &Site, id: NodeId, netns: &'a str) -> Plan<'a> {

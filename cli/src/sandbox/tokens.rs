@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, fs, io, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
 use super::{
-    layout::{Layout, NodeId},
-    node::for_proxy,
+    layout::{Layout, NodeId, PROXY_UID},
+    node::give,
 };
 
 /// Makes a random token for each node that has none, and tells control their hashes.
@@ -44,7 +44,7 @@ fn create(path: &Path, token: &str) -> io::Result<()> {
         .mode(0o400)
         .open(path)?;
     file.write_all(token.as_bytes())?;
-    for_proxy(path, 0o400)
+    give(path, PROXY_UID, 0o400)
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
