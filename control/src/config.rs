@@ -3,9 +3,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use culvert_api::identity::IdentityDomain;
-use culvert_runtime::{config::Mistakes, log::Format};
+use culvert_runtime::{
+    config::{LogArgs, Mistakes},
+    log::Format,
+};
 
 use crate::{ca::GivenFiles, discovery::MAX_SUBSCRIPTIONS};
 
@@ -79,31 +82,8 @@ pub struct Args {
     /// How many destinations and policies one stream of a node may follow.
     #[arg(long, env = "CULVERT_MAX_SUBSCRIPTIONS", value_name = "N", default_value_t = MAX_SUBSCRIPTIONS)]
     max_subscriptions: usize,
-    /// What to log: a level, or a list of target=level.
-    #[arg(
-        long,
-        env = "CULVERT_LOG",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
-    log: String,
-    /// How log lines look.
-    #[arg(
-        long,
-        env = "CULVERT_LOG_FORMAT",
-        value_name = "FORMAT",
-        value_enum,
-        default_value = "plain"
-    )]
-    log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    /// For people.
-    Plain,
-    /// One JSON object per line.
-    Json,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 /// What control is to do.
@@ -167,8 +147,8 @@ impl TryFrom<Args> for Config {
             issuance_lifetime,
             authority,
             max_subscriptions: args.max_subscriptions,
-            log: args.log,
-            log_format: args.log_format.into(),
+            log: args.log.log,
+            log_format: args.log.log_format,
         })
     }
 }
@@ -218,17 +198,6 @@ fn authority(args: &Args) -> Result<Option<GivenFiles>, String> {
             "--trust-anchors, --issuer-certificate and --issuer-key: give all three or none"
                 .to_owned(),
         ),
-    }
-}
-
-// === impl LogFormat ===
-
-impl From<LogFormat> for Format {
-    fn from(format: LogFormat) -> Self {
-        match format {
-            LogFormat::Plain => Self::Plain,
-            LogFormat::Json => Self::Json,
-        }
     }
 }
 

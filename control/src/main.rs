@@ -7,20 +7,18 @@ use culvert_control::{
     app,
     config::{Args, Config},
 };
-use culvert_runtime::config;
+use culvert_runtime::{config, log};
 
 fn main() -> ExitCode {
-    let config: Config = match config::read::<Args, _>() {
+    let config = config::start::<Args, Config>(|config| (&config.log, config.log_format));
+    let config = match config {
         Ok(config) => config,
         Err(code) => return code,
     };
-    if let Err(code) = config::start_log(&config.log, config.log_format) {
-        return code;
-    }
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = %format!("{error:#}"), "Control failed");
+            tracing::error!(error = %log::with_causes(error.as_ref()), "Control failed");
             ExitCode::FAILURE
         }
     }

@@ -6,9 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use culvert_ebpf_loader::NodeOptions;
-use culvert_runtime::{config::Mistakes, log::Format};
+use culvert_runtime::{
+    config::{LogArgs, Mistakes},
+    log::Format,
+};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 /// The node agent of Culvert: steers the connections of this node's opted-in pods to culvert-proxy.
@@ -76,31 +79,8 @@ pub struct Args {
     /// Log what the eBPF programs decide, connection by connection. Slow.
     #[arg(long, env = "CULVERT_DEBUG_EBPF")]
     debug_ebpf: bool,
-    /// What to log: a level, or a list of target=level.
-    #[arg(
-        long,
-        env = "CULVERT_LOG",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
-    log: String,
-    /// How log lines look.
-    #[arg(
-        long,
-        env = "CULVERT_LOG_FORMAT",
-        value_name = "FORMAT",
-        value_enum,
-        default_value = "plain"
-    )]
-    log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    /// For people.
-    Plain,
-    /// One JSON object per line.
-    Json,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 /// What the agent is to do.
@@ -164,18 +144,9 @@ impl TryFrom<Args> for Config {
             run_dir: args.run_dir,
             proxy_uid,
             admin,
-            log: args.log,
-            log_format: args.log_format.into(),
+            log: args.log.log,
+            log_format: args.log.log_format,
         })
-    }
-}
-
-impl From<LogFormat> for Format {
-    fn from(format: LogFormat) -> Self {
-        match format {
-            LogFormat::Plain => Self::Plain,
-            LogFormat::Json => Self::Json,
-        }
     }
 }
 

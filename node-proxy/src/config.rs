@@ -96,7 +96,7 @@ pub struct Args {
 
     /// How it is logged.
     #[arg(long, env = "CULVERT_LOG_FORMAT", default_value = "plain")]
-    pub log_format: LogFormat,
+    pub log_format: Format,
 }
 
 /// Whether and how connections are logged.
@@ -106,16 +106,6 @@ pub enum AccessLogFormat {
     #[default]
     Off,
     /// One JSON object per connection, on stdout.
-    Json,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Plain,
-    /// One JSON object per line.
     Json,
 }
 
@@ -191,20 +181,11 @@ impl TryFrom<Args> for Config {
             threads: args.threads,
             allow_root: args.allow_root,
             log: args.log,
-            log_format: args.log_format.into(),
+            log_format: args.log_format,
         };
         match mistakes.is_empty() {
             true => Ok(config),
             false => Err(Mistakes(mistakes)),
-        }
-    }
-}
-
-impl From<LogFormat> for Format {
-    fn from(format: LogFormat) -> Self {
-        match format {
-            LogFormat::Plain => Self::Plain,
-            LogFormat::Json => Self::Json,
         }
     }
 }

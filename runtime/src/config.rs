@@ -4,7 +4,9 @@
 
 use std::{fmt, process::ExitCode};
 
-use clap::{CommandFactory, Parser};
+use clap::{Args, CommandFactory, Parser};
+
+use crate::log::{self, Format};
 
 /// `EX_USAGE` of sysexits.h.
 const USAGE: u8 = 64;
@@ -13,9 +15,42 @@ const USAGE: u8 = 64;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mistakes(pub Vec<String>);
 
-/// Reads the command line and makes the configuration of it, or says what is wrong. The code is
-/// what the process should exit with.
-pub fn read<A, C>() -> Result<C, ExitCode>
+/// The flags of the log, for a process to flatten into its own.
+#[derive(Clone, Debug, Args)]
+pub struct LogArgs {
+    /// What to log: a level, or a list of target=level.
+    #[arg(
+        long,
+        env = "CULVERT_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub log: String,
+    /// How log lines look.
+    #[arg(
+        long,
+        env = "CULVERT_LOG_FORMAT",
+        value_name = "FORMAT",
+        value_enum,
+        default_value = "plain"
+    )]
+    pub log_format: Format,
+}
+
+/// Reads the command line, makes the configuration of it, and starts the log as `log` finds it
+/// there; or says what is wrong. The code is what the process should exit with.
+pub fn start<A, C>(log: impl FnOnce(&C) -> (&str, Format)) -> Result<C, ExitCode>
+where
+    A: Parser + CommandFactory,
+    C: TryFrom<A, Error = Mistakes>,
+{
+    let config = read::<A, C>()?;
+    let (filter, format) = log(&config);
+    start_log(filter, format)?;
+    Ok(config)
+}
+
+fn read<A, C>() -> Result<C, ExitCode>
 where
     A: Parser + CommandFactory,
     C: TryFrom<A, Error = Mistakes>,
@@ -31,9 +66,8 @@ where
     })
 }
 
-/// Starts the log as `--log` has it, or says what is wrong with that.
-pub fn start_log(filter: &str, format: crate::log::Format) -> Result<(), ExitCode> {
-    crate::log::init(filter, format).map_err(|error| {
+fn start_log(filter: &str, format: Format) -> Result<(), ExitCode> {
+    log::init(filter, format).map_err(|error| {
         eprintln!("--log: {error}");
         ExitCode::from(USAGE)
     })
