@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 
 use culvert_ebpf_loader::{self as loader, PodOptions};
 
-use self::{addresses::Own, listeners::Listeners, rtnl::Rtnl};
+use self::{addresses::Own, listeners::Listeners, routes::Tables, rtnl::Rtnl};
 use crate::{
     desired::exclusions::Exclusions,
     ebpf::{self, Ebpf},
@@ -34,10 +34,20 @@ pub struct Namespace {
 pub struct Enrolment {
     namespace: Namespace,
     own: Own,
+    tables: Tables,
     listeners: Listeners,
     exclusions: loader::Exclusions,
     /// Whether all is as `own` says. If not, the pod is to be cut off.
     settled: bool,
+}
+
+/// What of a pod is not as [`Enrolment::set_up`] left it, in words.
+#[derive(Debug, Default)]
+pub struct Differences {
+    /// Of its rules, routes and sysctls.
+    pub network: Vec<String>,
+    /// Of its programs and listeners.
+    pub programs: Vec<String>,
 }
 
 /// A pod could not be steered, or let go of.
@@ -95,6 +105,20 @@ impl Namespace {
     }
 }
 
+// === impl Differences ===
+
+impl Differences {
+    /// All of them.
+    pub fn all(&self) -> Vec<String> {
+        [&self.network[..], &self.programs].concat()
+    }
+
+    /// Whether all is as it was left.
+    pub const fn is_empty(&self) -> bool {
+        self.network.is_empty() && self.programs.is_empty()
+    }
+}
+
 // === impl Enrolment ===
 
 impl Enrolment {
@@ -107,10 +131,11 @@ impl Enrolment {
     ) -> Result<Self, (Namespace, Error)> {
         let exclusions = loader::Exclusions::from(exclusions);
         match prepare(&namespace).await {
-            Ok((own, listeners)) => {
+            Ok((own, tables, listeners)) => {
                 let enrolment = Self {
                     namespace,
                     own,
+                    tables,
                     listeners,
                     exclusions,
                     settled: true,
@@ -139,7 +164,7 @@ impl Enrolment {
         &self.listeners
     }
 
-    /// Waits until an address may have changed.
+    /// Waits until an address, rule, route or link may have changed.
     pub async fn changed(&mut self) -> Option<()> {
         self.namespace.rtnl.changed().await
     }
@@ -149,31 +174,34 @@ impl Enrolment {
         self.settled
     }
 
-    /// Looks at the addresses again, and says whether there is what the proxy does not know yet.
+    /// Looks at the addresses and the pod's own routes again, and says whether there is what the proxy does not know yet.
     pub async fn refresh(&mut self, ebpf: &Ebpf) -> Result<bool, Error> {
-        let own = Own::pick(&self.namespace.rtnl.addresses().await?);
-        if self.settled && own == self.own {
+        let (own, tables) = look(&self.namespace.rtnl).await?;
+        if self.settled && own == self.own && tables == self.tables {
             return Ok(false);
         }
-        self.settle(ebpf, own).await
+        self.settle(ebpf, own, tables).await
     }
 
     /// Sets again what [`Self::differences`] found, but for the listeners. The addresses that the
     /// proxy knows stay.
-    pub async fn repair(&mut self, ebpf: &Ebpf) -> Result<(), Error> {
+    pub async fn repair(&mut self, ebpf: &Ebpf, found: &Differences) -> Result<(), Error> {
         self.settled = false;
         self.namespace.rtnl.loopback_up().await?;
         self.netns().run(sysctl::set).await??;
-        routes::apply(&self.namespace.rtnl, &self.own).await?;
+        routes::apply(&self.namespace.rtnl, &self.tables).await?;
         self.settled = true;
+        if found.programs.is_empty() {
+            return Ok(());
+        }
         self.attach(ebpf)
             .await
             .inspect_err(|_| self.settled = false)
     }
 
-    async fn settle(&mut self, ebpf: &Ebpf, own: Own) -> Result<bool, Error> {
+    async fn settle(&mut self, ebpf: &Ebpf, own: Own, tables: Tables) -> Result<bool, Error> {
         let was_settled = std::mem::replace(&mut self.settled, false);
-        routes::apply(&self.namespace.rtnl, &own).await?;
+        routes::apply(&self.namespace.rtnl, &tables).await?;
         let same = own.all == self.own.all;
         if !was_settled || !same {
             let (cookie, all) = (self.netns().cookie().0, own.all.clone());
@@ -183,7 +211,7 @@ impl Enrolment {
             };
             ebpf.run(set).await?;
         }
-        self.own = own;
+        (self.own, self.tables) = (own, tables);
         self.settled = true;
         Ok(!same)
     }
@@ -194,17 +222,31 @@ impl Enrolment {
         self.attach(ebpf).await
     }
 
-    /// What is not as [`Self::set_up`] left it, in words.
-    pub async fn differences(&self, ebpf: &Ebpf) -> Result<Vec<String>, Error> {
-        let mut all = routes::differences(&self.namespace.rtnl, &self.own).await?;
+    /// What is not as [`Self::set_up`] left it.
+    pub async fn differences(&self, ebpf: &Ebpf) -> Result<Differences, Error> {
+        let mut network = routes::differences(&self.namespace.rtnl, &self.tables).await?;
+        network.extend(self.netns().run(sysctl::differences).await??);
+        let programs = self.different_programs(ebpf).await?;
+        Ok(Differences { network, programs })
+    }
+
+    async fn different_programs(&self, ebpf: &Ebpf) -> Result<Vec<String>, Error> {
+        let mut all = Vec::new();
         if !self.settled {
             all.push("the pod is cut off, see the agent's log".to_owned());
         }
-        all.extend(self.netns().run(sysctl::differences).await??);
         let cookie = self.netns().cookie().0;
-        let pinned = ebpf.run(|node| node.pinned_pods()).await?;
-        if !pinned.contains(&cookie) {
+        let look =
+            move |node: &mut loader::Node| Ok((node.is_pinned(cookie), node.steers(cookie)?));
+        let (pinned, (enrolled, up)) = ebpf.run(look).await?;
+        if !pinned {
             all.push("the pod's sk_lookup program is not pinned".to_owned());
+        }
+        if !enrolled {
+            all.push("the connect hook does not know the pod".to_owned());
+        }
+        if enrolled && up != self.settled {
+            all.push(format!("the connect hook has the pod's up flag {up}"));
         }
         if !self.listeners.are_listening() {
             all.push("a listener of the pod no longer listens".to_owned());
@@ -250,13 +292,19 @@ pub async fn detach(ebpf: &Ebpf, netns: &Netns) -> Result<(), Error> {
     Ok(ebpf.run(detach).await?)
 }
 
-async fn prepare(namespace: &Namespace) -> Result<(Own, Listeners), Error> {
+async fn prepare(namespace: &Namespace) -> Result<(Own, Tables, Listeners), Error> {
     let Namespace { netns, rtnl } = namespace;
     rtnl.loopback_up().await?;
-    let own = Own::pick(&rtnl.addresses().await?);
+    let (own, tables) = look(rtnl).await?;
     netns.run(sysctl::set).await??;
-    routes::apply(rtnl, &own).await?;
-    Ok((own, make_listeners(netns).await?))
+    routes::apply(rtnl, &tables).await?;
+    Ok((own, tables, make_listeners(netns).await?))
+}
+
+async fn look(rtnl: &Rtnl) -> Result<(Own, Tables), Error> {
+    let own = Own::pick(&rtnl.addresses().await?);
+    let tables = routes::look(rtnl, &own).await?;
+    Ok((own, tables))
 }
 
 async fn make_listeners(netns: &Netns) -> Result<Listeners, Error> {

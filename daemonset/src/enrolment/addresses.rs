@@ -14,10 +14,23 @@ use rtnetlink::packet_route::address::{
 pub struct Own {
     /// All global addresses, in order.
     pub all: Vec<IpAddr>,
-    /// What unbound IPv4 connections begin from.
-    v4_source: Option<IpAddr>,
-    /// What unbound IPv6 connections begin from.
-    v6_source: Option<IpAddr>,
+    /// Those that connections may begin from, in the kernel's order.
+    pub usable: Vec<Usable>,
+}
+
+/// An address that connections may begin from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usable {
+    /// The address.
+    pub ip: IpAddr,
+    /// The length of its prefix.
+    pub length: u8,
+    /// The index of its interface.
+    pub index: u32,
+    /// Only for what knows nothing better.
+    pub deprecated: bool,
+    /// Another IPv4 address of the same network came first, or it is a temporary IPv6 address.
+    pub secondary: bool,
 }
 
 /// Both families, in the order that they are set up in.
@@ -36,27 +49,34 @@ pub const fn family(ip: IpAddr) -> Family {
 impl Own {
     /// Picks the global addresses from all that a namespace has.
     pub fn pick(messages: &[AddressMessage]) -> Self {
-        let global: Vec<_> = messages.iter().filter_map(Global::new).collect();
-        let all: BTreeSet<_> = global.iter().map(|address| address.ip).collect();
+        let global = messages.iter().filter_map(Global::new);
+        let all: BTreeSet<_> = global.clone().map(|global| global.address.ip).collect();
+        let usable = global.filter(Global::is_usable);
         Self {
             all: all.into_iter().collect(),
-            v4_source: source(&global, Family::V4),
-            v6_source: source(&global, Family::V6),
+            usable: usable.map(|global| global.address).collect(),
         }
     }
 
-    /// The address that connections of a family begin from; none: the family is not steered.
-    pub const fn source(&self, of: Family) -> Option<IpAddr> {
-        match of {
-            Family::V4 => self.v4_source,
-            Family::V6 => self.v6_source,
-        }
+    /// The addresses of a family that connections may begin from.
+    pub fn usable(&self, of: Family) -> impl Iterator<Item = &Usable> + Clone {
+        self.usable
+            .iter()
+            .filter(move |address| family(address.ip) == of)
+    }
+}
+
+// === impl Usable ===
+
+impl Usable {
+    /// Whether it is `lo`'s.
+    pub const fn is_of_loopback(&self) -> bool {
+        self.index == LOOPBACK_IFINDEX
     }
 }
 
 struct Global {
-    ip: IpAddr,
-    index: u32,
+    address: Usable,
     flags: AddressFlags,
 }
 
@@ -68,32 +88,20 @@ impl Global {
         if elsewhere || flags.contains(AddressFlags::Dadfailed) {
             return None;
         }
-        let index = message.header.index;
-        Some(Self { ip, index, flags })
+        let address = Usable {
+            ip,
+            length: message.header.prefix_len,
+            index: message.header.index,
+            deprecated: flags.contains(AddressFlags::Deprecated),
+            secondary: flags.contains(AddressFlags::Secondary),
+        };
+        Some(Self { address, flags })
     }
 
     /// The kernel refuses a tentative address as a route's source.
     const fn is_usable(&self) -> bool {
         !self.flags.contains(AddressFlags::Tentative)
     }
-
-    /// Interfaces before `lo`, preferred before deprecated, primary before secondary.
-    fn rank(&self) -> (bool, bool, bool, u32) {
-        let has = |flag| self.flags.contains(flag);
-        (
-            self.index == LOOPBACK_IFINDEX,
-            has(AddressFlags::Deprecated),
-            has(AddressFlags::Secondary),
-            self.index,
-        )
-    }
-}
-
-fn source(global: &[Global], of: Family) -> Option<IpAddr> {
-    let usable = global
-        .iter()
-        .filter(|a| family(a.ip) == of && a.is_usable());
-    usable.min_by_key(|a| a.rank()).map(|a| a.ip)
 }
 
 /// Of a point-to-point interface `IFA_ADDRESS` is the peer's.
@@ -168,8 +176,9 @@ mod tests {
             ),
         ]);
         assert_eq!(own.all, [ip("10.0.0.2"), ip("10.0.0.3"), ip("10.0.0.9")]);
-        assert_eq!(own.source(Family::V4), Some(ip("10.0.0.2")));
-        assert_eq!(own.source(Family::V6), None);
+        let usable: Vec<_> = own.usable(Family::V4).map(|one| one.ip).collect();
+        assert_eq!(usable, [ip("10.0.0.9"), ip("10.0.0.3"), ip("10.0.0.2")]);
+        assert_eq!(own.usable(Family::V6).count(), 0);
     }
 
     #[test]
@@ -177,6 +186,6 @@ mod tests {
         let tentative = AddressFlags::Tentative;
         let own = Own::pick(&[address("fd00::1", 2, AddressScope::Universe, tentative)]);
         assert_eq!(own.all, [ip("fd00::1")]);
-        assert_eq!(own.source(Family::V6), None);
+        assert_eq!(own.usable(Family::V6).count(), 0);
     }
 }

@@ -1,25 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A netlink connection that was opened in a pod's namespace and is used from outside of it.
 
-use culvert_ebpf_abi::LOOPBACK_IFINDEX;
-use futures_util::{Stream, StreamExt, TryStreamExt};
+mod events;
+
+use culvert_ebpf_abi::{LOOPBACK_IFINDEX, TABLE_IN, TABLE_OUT};
+use futures_util::{Stream, TryStreamExt};
 use rtnetlink::{
-    Handle, IpVersion, LinkUnspec, MulticastGroup,
-    packet_core::NetlinkPayload,
+    Handle, IpVersion, LinkUnspec,
     packet_route::{
-        RouteNetlinkMessage, address::AddressMessage, route::RouteMessage, rule::RuleMessage,
+        address::AddressMessage,
+        route::{RouteAttribute, RouteMessage},
+        rule::RuleMessage,
     },
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::task::JoinHandle;
 
+use self::events::Events;
 use crate::netns::{self, Netns};
 
-/// A connection. Dropping it closes the socket.
+/// `RT_TABLE_MAIN`.
+pub const MAIN: u32 = 254;
+
+/// The tables whose routes matter.
+const TABLES: [u32; 3] = [MAIN, TABLE_IN, TABLE_OUT];
+
+/// A connection. Dropping it closes its sockets.
 #[derive(Debug)]
 pub struct Rtnl {
     handle: Handle,
-    tasks: [JoinHandle<()>; 2],
-    changes: watch::Receiver<()>,
+    requests: JoinHandle<()>,
+    events: Events,
 }
 
 /// The kernel refused a netlink request, or the namespace could not be entered.
@@ -44,40 +54,45 @@ pub enum Error {
 // === impl Rtnl ===
 
 impl Rtnl {
-    /// Opens a connection that also hears of changes of the namespace's addresses.
+    /// Opens a connection that also hears of changes of the namespace's links, addresses, rules and
+    /// routes.
     pub async fn open(netns: &Netns) -> Result<Self, Error> {
         let runtime = tokio::runtime::Handle::current();
         let open = move || {
             let _entered = runtime.enter();
-            rtnetlink::new_multicast_connection(&[
-                MulticastGroup::Ipv4Ifaddr,
-                MulticastGroup::Ipv6Ifaddr,
-            ])
+            Ok((rtnetlink::new_connection()?, Events::open()?))
         };
-        let (connection, handle, messages) = netns.run(open).await?.map_err(Error::Open)?;
-        let (sender, changes) = watch::channel(());
-        let forward = messages.for_each(move |(message, _)| {
-            if is_address(&message.payload) {
-                sender.send_replace(());
-            }
-            std::future::ready(())
-        });
+        let ((connection, handle, _), events) = netns.run(open).await?.map_err(Error::Open)?;
         Ok(Self {
             handle,
-            tasks: [tokio::spawn(connection), tokio::spawn(forward)],
-            changes,
+            requests: tokio::spawn(connection),
+            events,
         })
     }
 
-    /// Waits until an address may have appeared or gone. `None`: the connection ended.
+    /// Waits until an address, link, rule or route may have appeared or gone, and 100 ms from one
+    /// answer to the next. `None`: the connection ended.
     pub async fn changed(&mut self) -> Option<()> {
-        self.changes.changed().await.ok()
+        if self.requests.is_finished() {
+            return None;
+        }
+        tokio::select! {
+            heard = self.events.changed() => heard.ok(),
+            _ = &mut self.requests => None,
+        }
     }
 
     /// All addresses of the namespace.
     pub async fn addresses(&self) -> Result<Vec<AddressMessage>, Error> {
         let dump = self.handle.address().get().execute();
         all(dump, "list the addresses").await
+    }
+
+    /// The indices of all links of the namespace.
+    pub async fn links(&self) -> Result<Vec<u32>, Error> {
+        let dump = self.handle.link().get().execute();
+        let links = all(dump, "list the links").await?;
+        Ok(links.iter().map(|link| link.header.index).collect())
     }
 
     /// All policy rules of a family; none where the family does not exist.
@@ -137,7 +152,7 @@ impl Rtnl {
 
 impl Drop for Rtnl {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.requests.abort();
     }
 }
 
@@ -160,13 +175,17 @@ fn unless(
     }
 }
 
-/// An overrun counts: what was lost may have been an address.
-const fn is_address(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
-    matches!(
-        payload,
-        NetlinkPayload::Overrun(_)
-            | NetlinkPayload::InnerMessage(
-                RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_)
-            )
-    )
+/// The table of a route.
+pub fn table_of(route: &RouteMessage) -> u32 {
+    let mut tables = route
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            RouteAttribute::Table(table) => Some(*table),
+            _ => None,
+        });
+    tables.next().unwrap_or(route.header.table.into())
 }
+
+#[cfg(test)]
+mod tests;

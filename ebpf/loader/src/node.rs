@@ -42,6 +42,7 @@ impl Node {
     pub fn load(options: &NodeOptions) -> Result<Node, Error> {
         let pins = Pins::make(&options.dir)?;
         let dir = pins.node();
+        pins.inherit_exemptions()?;
         let mut objects = Objects::new(&dir, options.debug);
         let mut object = objects.load_node()?;
         // The maps of an earlier agent are read before anything changes.
@@ -74,6 +75,15 @@ impl Node {
     /// [`Error::NotEnrolled`], or the kernel's refusal.
     pub fn set_up(&mut self, cookie: u64, up: bool) -> Result<(), Error> {
         self.connects.set_up(cookie, up)
+    }
+
+    /// Whether connections of a network namespace are marked, as [`Self::enrol`] and
+    /// [`Self::set_up`] left it: enrolled, and up.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn steers(&self, cookie: u64) -> Result<(bool, bool), Error> {
+        self.connects.steers(cookie)
     }
 
     /// Ends the marking of a network namespace's connections; that it never began is no error.
@@ -146,6 +156,11 @@ impl Node {
     /// What reading the directory said.
     pub fn pinned_pods(&self) -> Result<Vec<u64>, Error> {
         self.pins.cookies()
+    }
+
+    /// Whether the pod has pins, be they half made.
+    pub fn is_pinned(&self, cookie: u64) -> bool {
+        self.pins.pod(cookie).exists()
     }
 
     /// Whether the pod's program is attached to a network namespace that exists.

@@ -86,6 +86,12 @@ impl Connects {
         self.set_state(cookie, flags)
     }
 
+    /// The pod's state in the hooks' map: enrolled, and up.
+    pub(super) fn steers(&self, cookie: u64) -> Result<(bool, bool), Error> {
+        let flags = self.state(cookie)?.map_or(0, |state| state.flags);
+        Ok((flags & ENROLLED != 0, flags & UP != 0))
+    }
+
     /// `attached`: the pod may still have sockets whose marks mean something, so it stays known.
     pub(super) fn withdraw(&mut self, cookie: u64, attached: bool) -> Result<(), Error> {
         match self.state(cookie)? {
