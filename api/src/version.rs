@@ -5,6 +5,7 @@
 //! speaks and both use the newest that they share: one release apart works in both directions.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The versions of one protocol that a process speaks, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,9 +40,37 @@ impl Versions {
     }
 }
 
+/// Whether `now` still says all that `earlier` said, so that who reads the earlier release reads
+/// this too: fields may have come, none has gone or become something else.
+pub fn still_says(now: &Value, earlier: &Value) -> bool {
+    match (now, earlier) {
+        (Value::Object(now), Value::Object(earlier)) => earlier
+            .iter()
+            .all(|(name, earlier)| now.get(name).is_some_and(|now| still_says(now, earlier))),
+        (Value::Array(now), Value::Array(earlier)) => {
+            now.len() == earlier.len() && now.iter().zip(earlier).all(|(now, e)| still_says(now, e))
+        }
+        _ => now == earlier,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_field_may_come_and_none_may_go() {
+        let earlier = json!({"a": [{"b": 1}]});
+        assert!(still_says(
+            &json!({"a": [{"b": 1, "new": 2}], "c": null}),
+            &earlier
+        ));
+        assert!(!still_says(&json!({"a": [{"b": "1"}]}), &earlier));
+        assert!(!still_says(&json!({"a": [{}]}), &earlier));
+        assert!(!still_says(&json!({"a": []}), &earlier));
+    }
 
     const fn v(oldest: u32, newest: u32) -> Versions {
         Versions { newest, oldest }

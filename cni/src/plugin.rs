@@ -3,7 +3,7 @@
 
 use std::{io::Read, time::Duration};
 
-use culvert_api::cni::{Attachment, Command, Response};
+use culvert_api::cni::{Attachment, Command, Response, code};
 
 use crate::{
     agent,
@@ -65,11 +65,28 @@ fn carry_out(environment: &Environment, version: &str, fields: Fields) -> Result
         return Err(not_chained());
     }
     let command = command(environment, verb, &config)?;
-    obey(&config, command)?;
+    match is_no_pod(&command) {
+        true => eprintln!("culvert-cni: CNI_ARGS names no pod of Kubernetes: left as it is"),
+        false => obey(&config, command)?,
+    }
     Ok(match (verb, config.prev_result) {
         (Verb::Add, Some(result)) => Success::Result(result),
         _ => Success::Silent,
     })
+}
+
+/// A container that podman or another runtime without Kubernetes starts on the node's network: no
+/// manifest can opt it in, so it is nobody's business whether the agent is there. podman gives
+/// `K8S_POD_NAME` for its DNS plugin
+/// (<https://github.com/containers/podman/issues/12083>). DEL is the
+/// agent's to judge, which knows what was added.
+fn is_no_pod(command: &Command) -> bool {
+    let (Command::Add(Attachment { args, .. }) | Command::Check(Attachment { args, .. })) = command
+    else {
+        return false;
+    };
+    let has = |name| args.get(name).is_some_and(|value| !value.is_empty());
+    !has("K8S_POD_NAMESPACE") && !has("K8S_POD_UID")
 }
 
 fn speaks(verb: Verb, version: &str) -> Result<(), Error> {
@@ -163,6 +180,13 @@ fn carried_out(settings: &Settings, command: &Command, response: Response) -> Re
     forget(settings, command);
     match response {
         Response::Done { steered: _ } => Ok(()),
+        // An agent of another release: like one that is away, it collects the pod by itself.
+        Response::Failed { code, message, .. }
+            if code == code::NOT_AVAILABLE && matches!(command, Command::Del(_)) =>
+        {
+            eprintln!("culvert-cni: {message}; the agent collects the pod later");
+            Ok(())
+        }
         Response::Failed {
             code,
             message,

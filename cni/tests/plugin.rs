@@ -58,16 +58,18 @@ impl Fixture {
 }
 
 fn plugin(command: &str, netns: &str, stdin: &str) -> Output {
+    let args = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=cart;K8S_POD_UID=u1";
+    plugin_with(command, netns, args, stdin)
+}
+
+fn plugin_with(command: &str, netns: &str, args: &str, stdin: &str) -> Output {
     let mut child = Command::new(Path::new(env!("CARGO_BIN_EXE_culvert-cni")))
         .env_clear()
         .env("CNI_COMMAND", command)
         .env("CNI_CONTAINERID", "Container-1")
         .env("CNI_NETNS", netns)
         .env("CNI_IFNAME", "eth0")
-        .env(
-            "CNI_ARGS",
-            "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=cart;K8S_POD_UID=u1",
-        )
+        .env("CNI_ARGS", args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -102,6 +104,58 @@ fn served(agent: JoinHandle<Request>) -> cni::Command {
         .join()
         .unwrap_or_else(|_| panic!("the agent panicked"))
         .command
+}
+
+#[test]
+fn an_agent_of_another_release_stops_no_deletion_and_every_addition() {
+    let apart = Response::Failed {
+        code: cni::code::NOT_AVAILABLE,
+        message: "the peer speaks versions 1–1, this process speaks 8–9".to_owned(),
+        details: "too far apart".to_owned(),
+    };
+    let apart = serde_json::to_string(&apart).unwrap_or_else(|e| panic!("{e}"));
+    for later in [apart, r#"{"answer":"of a later release"}"#.to_owned()] {
+        let fixture = Fixture::new();
+        let agent = fixture.agent(later.clone());
+        let deleted = plugin("DEL", "", &fixture.config("1.0.0", ""));
+        assert!(deleted.status.success(), "{deleted:?}");
+        served(agent);
+        let agent = fixture.agent(later);
+        let added = failure(&plugin("ADD", "/run/netns/x", &fixture.config("1.0.0", "")));
+        assert!(
+            [11, 50].map(Value::from).contains(&added["code"]),
+            "{added}"
+        );
+        served(agent);
+    }
+}
+
+#[test]
+fn an_agent_of_an_earlier_release_is_understood() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/recorded/0.1.0/cni.jsonl");
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{e}"));
+    for line in text.lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}"));
+        let command = line["env"]["CNI_COMMAND"].as_str().unwrap_or_default();
+        let fixture = Fixture::new();
+        let agent = fixture.agent(line["answer"].to_string());
+        let config = fixture.config("1.1.0", r#","cni.dev/valid-attachments":[]"#);
+        let output = plugin(command, "/run/netns/x", &config);
+        assert_eq!(
+            output.status.success(),
+            line["answer"]["answer"] == "done",
+            "{line}"
+        );
+        let asked = serde_json::to_value(served(agent)).unwrap_or_else(|e| panic!("{e}"));
+        let earlier = line["request"]["command"].as_object();
+        for (name, value) in earlier.into_iter().flatten() {
+            let now = asked
+                .get(name)
+                .unwrap_or_else(|| panic!("{asked} lacks {name}"));
+            let same = std::mem::discriminant(now) == std::mem::discriminant(value);
+            assert!(same, "{name} was {value} and is {now}");
+        }
+    }
 }
 
 #[test]
@@ -245,6 +299,24 @@ fn without_the_agent_each_command_does_what_is_safe() {
         failure(&plugin("ADD", "/n", &fixture.config("1.0.0", &other)))["code"],
         11
     );
+}
+
+#[test]
+fn a_container_that_is_no_pod_is_left_alone_with_or_without_the_agent() {
+    let config = Fixture::new().config("1.0.0", "");
+    for args in ["", "IgnoreUnknown=1;K8S_POD_NAME=name", "K8S_POD_UID="] {
+        let output = plugin_with("ADD", "/n", args, &config);
+        assert!(output.status.success(), "{args}: {output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), PREV_RESULT);
+        for command in ["CHECK", "DEL"] {
+            let output = plugin_with(command, "/n", args, &config);
+            assert!(output.status.success(), "{command} {args}: {output:?}");
+        }
+    }
+    for args in ["K8S_POD_NAMESPACE=shop", "K8S_POD_UID=u1"] {
+        let object = failure(&plugin_with("ADD", "/n", args, &config));
+        assert_eq!(object["code"], 11, "{object}");
+    }
 }
 
 #[test]

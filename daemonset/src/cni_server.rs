@@ -9,8 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use culvert_api::cni::{Command, MAX_MESSAGE, Request, Response, VERSIONS, code};
+use culvert_api::{
+    cni::{Command, MAX_MESSAGE, Request, Response, VERSIONS, code},
+    version::{NoCommonVersion, Versions},
+};
 use nix::sys::stat::{Mode, fchmod};
+use serde::Deserialize;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -49,6 +53,14 @@ enum Unreadable {
     TooLong,
     #[error("the request is not one of this protocol: {0}")]
     Malformed(#[from] serde_json::Error),
+    #[error(transparent)]
+    Version(#[from] NoCommonVersion),
+}
+
+/// What no release changes of a request, so that the rest need not be understood to refuse it.
+#[derive(Deserialize)]
+struct Head {
+    versions: Versions,
 }
 
 // === impl CniServer ===
@@ -105,16 +117,9 @@ impl CniServer {
         }
     }
 
-    async fn answer(&self, Request { versions, command }: Request) -> Response {
+    async fn answer(&self, Request { command, .. }: Request) -> Response {
         let (label, start) = (label(&command), Instant::now());
-        let response = match VERSIONS.agree(versions) {
-            Ok(_) => self.carry_out(command).await,
-            Err(error) => failed(
-                code::NOT_AVAILABLE,
-                error.to_string(),
-                "culvert-cni and culvert-agent are too far apart",
-            ),
-        };
+        let response = self.carry_out(command).await;
         if label == "add" {
             let seconds = start.elapsed().as_secs_f64();
             self.metrics.cni_add_seconds.observe(seconds);
@@ -156,8 +161,17 @@ impl CniServer {
 
     fn refuse(&self, unreadable: &Unreadable) -> Response {
         tracing::warn!(error = %unreadable, "Could not read a request of the CNI plugin");
-        let advice = "something other than culvert-cni used the agent's socket";
-        let response = failed(code::DECODING_FAILURE, unreadable.to_string(), advice);
+        let (code, advice) = match unreadable {
+            Unreadable::Version(_) => (
+                code::NOT_AVAILABLE,
+                "culvert-cni and culvert-agent are more than a release apart",
+            ),
+            _ => (
+                code::DECODING_FAILURE,
+                "a culvert-cni of a later release, or something else used the agent's socket",
+            ),
+        };
+        let response = failed(code, unreadable.to_string(), advice);
         self.count("unreadable", &response);
         response
     }
@@ -183,6 +197,8 @@ async fn read(stream: &mut UnixStream) -> Result<Request, Unreadable> {
     if line.len() >= MAX_MESSAGE && !line.ends_with(b"\n") {
         return Err(Unreadable::TooLong);
     }
+    let Head { versions } = serde_json::from_slice(&line)?;
+    VERSIONS.agree(versions)?;
     Ok(serde_json::from_slice(&line)?)
 }
 

@@ -40,6 +40,8 @@ pub struct Metrics {
     pub proxies_refused: IntCounterVec,
     /// Messages that a proxy could not carry out.
     pub nacks: IntCounter,
+    /// Messages of a proxy that can't be read.
+    pub unreadable: IntCounter,
     /// Messages that a proxy did not acknowledge in time.
     pub unacknowledged: IntCounter,
     /// Key memfds that were refused, by reason.
@@ -89,6 +91,10 @@ impl Metrics {
             nacks: registered.counter(
                 "proxy_nacks_total",
                 "Messages that a proxy could not carry out.",
+            )?,
+            unreadable: registered.counter(
+                "proxy_messages_unreadable_total",
+                "Messages of a proxy that could not be read. What is no JSON ends the connection, the rest is ignored.",
             )?,
             unacknowledged: registered.counter(
                 "proxy_unacknowledged_total",

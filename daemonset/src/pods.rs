@@ -155,9 +155,12 @@ impl Pods {
         });
         let restored = futures_util::future::join_all(restored).await;
         let steered = |response: &Response| matches!(response, Response::Done { .. });
-        let orphans = self.collect(restored.iter().all(steered)).await?;
+        let (orphans, left) = self.collect(restored.iter().all(steered)).await?;
         if !orphans.is_empty() {
             tokio::spawn(self.clone().bury(orphans));
+        }
+        if left {
+            tokio::spawn(self.clone().bury_versions());
         }
         Ok(())
     }
@@ -200,8 +203,8 @@ impl Pods {
     }
 
     /// Unpins what belongs to no record and no live namespace, and returns what belongs to a live
-    /// one. What other versions pinned goes once nothing needs it.
-    async fn collect(&self, all_restored: bool) -> anyhow::Result<BTreeSet<NetnsCookie>> {
+    /// one. What other versions pinned goes once nothing needs it; whether something does.
+    async fn collect(&self, all_restored: bool) -> anyhow::Result<(BTreeSet<NetnsCookie>, bool)> {
         let records = self.shared.store.records()?;
         let kept: BTreeSet<_> = records.iter().map(|record| record.cookie).collect();
         let pinned = self.shared.ebpf.run(|node| node.pinned_pods()).await?;
@@ -214,29 +217,32 @@ impl Pods {
             cut.iter().try_for_each(|cookie| cut_off(node, *cookie))?;
             let left = node.left_to_other_versions()?;
             match all_restored && left.is_empty() {
-                true => Ok((node.collect_other_versions()?, left)),
-                false => Ok((0, left)),
+                true => Ok((node.collect_other_versions()?, left, false)),
+                false => Ok((0, left, true)),
             }
         };
-        let (versions, left) = self.shared.ebpf.run(collect).await?;
-        if versions > 0 {
-            tracing::info!(versions, "Collected the pins of other versions");
+        let (versions, left, needed) = self.shared.ebpf.run(collect).await?;
+        note_versions(versions);
+        orphans.iter().for_each(note_orphan);
+        left.into_iter().for_each(note_left);
+        Ok((orphans, needed))
+    }
+
+    /// Collects what other versions pinned when the last pod that only they steer is dead, or is
+    /// steered by this one.
+    async fn bury_versions(self) {
+        let collect = |node: &mut Node| match node.left_to_other_versions()?.is_empty() {
+            true => node.collect_other_versions().map(Some),
+            false => Ok(None),
+        };
+        loop {
+            tokio::time::sleep(BURY_AGAIN).await;
+            match self.shared.ebpf.run(collect).await {
+                Ok(Some(versions)) => return note_versions(versions),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "Could not collect other versions' pins"),
+            }
         }
-        for cookie in &orphans {
-            tracing::error!(
-                netns.cookie = %cookie,
-                "A steered pod runs whose record in --state-dir is lost or broken: it is cut off \
-                 until it is deleted; delete the pod, and its successor is steered again"
-            );
-        }
-        for cookie in left {
-            tracing::error!(
-                netns.cookie = cookie,
-                "A pod could not be taken over from the programs of another version, which keep \
-                 steering it: when this agent does not steer it soon, delete the pod"
-            );
-        }
-        Ok(orphans)
     }
 
     /// Collects orphans when they are dead.
@@ -258,22 +264,25 @@ impl Pods {
         let bury = move |node: &mut Node| {
             let (mut alive, mut dead) = (BTreeSet::new(), Vec::new());
             for cookie in cookies {
-                match node.is_live(cookie.0)? {
-                    true => drop(alive.insert(cookie)),
-                    false => dead.push(cookie),
+                match bury_one(node, cookie) {
+                    Ok(true) => dead.push(cookie),
+                    Ok(false) => drop(alive.insert(cookie)),
+                    // One that can't be collected holds up nobody else, and is tried again.
+                    Err(error) => {
+                        tracing::warn!(
+                            netns.cookie = %cookie, %error,
+                            "Could not collect the pins of a pod"
+                        );
+                        alive.insert(cookie);
+                    }
                 }
-            }
-            for cookie in &dead {
-                tracing::info!(netns.cookie = %cookie, "Collecting the pins of a dead pod");
-                node.withdraw(cookie.0)?;
-                node.detach_pod(cookie.0)?;
             }
             Ok((alive, dead))
         };
         let (alive, dead) = self.shared.ebpf.run(bury).await?;
         for cookie in dead {
-            if let Err(error) = self.shared.store.remove_broken(cookie) {
-                tracing::warn!(%error, "Could not remove a broken record");
+            if let Err(error) = self.shared.store.remove_unreadable(cookie) {
+                tracing::warn!(%error, "Could not remove the record of a dead pod");
             }
         }
         Ok(alive)
@@ -311,6 +320,40 @@ impl Pods {
         }
         Some(answer.await.unwrap_or_else(|_| Fault::Panicked.into()))
     }
+}
+
+fn note_orphan(cookie: &NetnsCookie) {
+    tracing::error!(
+        netns.cookie = %cookie,
+        "A steered pod runs whose record in --state-dir is lost or broken: it is cut off until it \
+         is deleted, or the later release that wrote its record is back; delete the pod, and its \
+         successor is steered again"
+    );
+}
+
+fn note_left(cookie: u64) {
+    tracing::error!(
+        netns.cookie = cookie,
+        "A pod could not be taken over from the programs of another version, which keep steering \
+         it: when this agent does not steer it soon, delete the pod"
+    );
+}
+
+fn note_versions(versions: usize) {
+    if versions > 0 {
+        tracing::info!(versions, "Collected the pins of other versions");
+    }
+}
+
+/// Whether it is dead, and then unpinned.
+fn bury_one(node: &mut Node, cookie: NetnsCookie) -> Result<bool, loader::Error> {
+    if node.is_live(cookie.0)? {
+        return Ok(false);
+    }
+    tracing::info!(netns.cookie = %cookie, "Collecting the pins of a dead pod");
+    node.withdraw(cookie.0)?;
+    node.detach_pod(cookie.0)?;
+    Ok(true)
 }
 
 /// One that is attached only makes no marks anyway.

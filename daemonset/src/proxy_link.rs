@@ -14,6 +14,7 @@ use std::{
 
 use culvert_api::agent::{MAX_FDS, MAX_MESSAGE};
 use culvert_runtime::seqpacket::{Channel, Listener};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::hub::Hub;
 use crate::metrics::Metrics;
@@ -29,6 +30,8 @@ pub struct ProxyLink {
     metrics: Metrics,
     /// Who may connect.
     uid: u32,
+    /// Taken before the hello: those that say none have no place beside the others either.
+    places: Semaphore,
 }
 
 /// A connection is refused.
@@ -54,6 +57,7 @@ impl ProxyLink {
             hub,
             metrics,
             uid,
+            places: Semaphore::new(MAX_PROXIES),
         })
     }
 
@@ -74,26 +78,31 @@ impl ProxyLink {
     }
 
     async fn connection(self: Arc<Self>, channel: Channel, uid: u32) {
-        if let Err(refused) = self.admit(&channel, uid).await {
-            self.metrics
-                .proxies_refused
-                .with_label_values(&[refused.label()])
-                .inc();
-            tracing::warn!(error = %refused, "Refused a connection to the proxies' socket");
-            return;
+        match self.admit(&channel, uid).await {
+            Ok((_place, version)) => {
+                connection::serve(channel, version, &self.hub, &self.metrics).await;
+            }
+            Err(refused) => {
+                let refusals = &self.metrics.proxies_refused;
+                refusals.with_label_values(&[refused.label()]).inc();
+                tracing::warn!(error = %refused, "Refused a connection to the proxies' socket");
+            }
         }
-        connection::serve(channel, &self.hub, &self.metrics).await;
     }
 
-    async fn admit(&self, channel: &Channel, got: u32) -> Result<(), Refused> {
+    /// Its place, and the version that it is spoken with.
+    async fn admit(
+        &self,
+        channel: &Channel,
+        got: u32,
+    ) -> Result<(SemaphorePermit<'_>, u32), Refused> {
         let expected = self.uid;
         if got != expected {
             return Err(Refused::Uid { got, expected });
         }
-        if self.hub.connected() >= MAX_PROXIES {
-            return Err(Refused::TooMany);
-        }
-        Ok(connection::greet(channel, self.hub.node()).await?)
+        let place = self.places.try_acquire().map_err(|_| Refused::TooMany)?;
+        let version = connection::greet(channel, self.hub.node()).await?;
+        Ok((place, version))
     }
 }
 

@@ -7,7 +7,9 @@ mod interfaces;
 use std::{
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use culvert_api::{
@@ -17,10 +19,13 @@ use culvert_api::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::interfaces::{Interface, Interfaces};
-use crate::{desired::exclusions::Exclusions, enrolment::sysctl};
+use crate::{desired::exclusions::Exclusions, enrolment::sysctl, proxy_link::hub::LIVE};
 
 /// How the name of a file ends that makes no sense.
 const BROKEN: &str = "broken";
+
+/// The format of the files. Fields are added under the same version; a later one is left alone.
+const VERSION: u32 = 1;
 
 /// What is known of one sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +49,9 @@ pub struct Record {
     /// The sysctls before the first enrolment.
     #[serde(default)]
     pub sysctls: sysctl::Before,
+    /// When it was last enrolled while it ran, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolled_live: Option<SystemTime>,
 }
 
 /// How far an attachment is. A record is written before the kernel is changed.
@@ -56,6 +64,20 @@ pub enum Phase {
     Enrolled,
     /// Not steered any more; rules stay for open connections.
     Draining,
+}
+
+/// What no release changes of a file.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default = "first_version")]
+    version: u32,
+}
+
+#[derive(Serialize)]
+struct Versioned<'a> {
+    version: u32,
+    #[serde(flatten)]
+    record: &'a Record,
 }
 
 /// The state directory.
@@ -94,6 +116,12 @@ impl Record {
             cookie: self.cookie,
         }
     }
+
+    /// Whether its peers may still dial it in plaintext at `now`, which is after it was enrolled.
+    pub fn is_live(&self, now: SystemTime) -> bool {
+        let since = self.enrolled_live.map(|at| now.duration_since(at));
+        since.is_some_and(|since| since.is_ok_and(|since| since < LIVE))
+    }
 }
 
 // === impl Store ===
@@ -103,6 +131,9 @@ impl Store {
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let pods = dir.join("pods");
         fs::create_dir_all(&pods).map_err(|source| io_error(&pods, source))?;
+        // Proxies and whoever else has a user of the node need not know of its pods.
+        let private = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(dir, private).map_err(|source| io_error(dir, source))?;
         let path = dir.join("lock");
         let lock = File::create(&path).map_err(|source| io_error(&path, source))?;
         lock.try_lock().map_err(|error| match error {
@@ -118,7 +149,7 @@ impl Store {
     }
 
     /// Reads all records. One that makes no sense is renamed to `.broken`, for somebody to look
-    /// at.
+    /// at; one of a later release stays as it is, for that release.
     pub fn records(&self) -> Result<Vec<Record>, Error> {
         let dir = self.dir.join("pods");
         let entries = fs::read_dir(&dir).map_err(|source| io_error(&dir, source))?;
@@ -132,13 +163,14 @@ impl Store {
         Ok(records)
     }
 
-    /// Removes what is left of the broken record of a namespace that is gone.
-    pub fn remove_broken(&self, cookie: NetnsCookie) -> Result<(), Error> {
+    /// Removes the record that can't be read of a namespace that is gone.
+    pub fn remove_unreadable(&self, cookie: NetnsCookie) -> Result<(), Error> {
         let dir = self.dir.join("pods");
         let entries = fs::read_dir(&dir).map_err(|source| io_error(&dir, source))?;
-        let end = format!("-{cookie}.{BROKEN}");
+        let (broken, record) = (format!("-{cookie}.{BROKEN}"), format!("-{cookie}.json"));
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-            if path.to_str().is_some_and(|path| path.ends_with(&end)) {
+            let ends = |end: &str| path.to_str().is_some_and(|path| path.ends_with(end));
+            if ends(&broken) || ends(&record) && is_later(&path) {
                 fs::remove_file(&path).map_err(|source| io_error(&path, source))?;
             }
         }
@@ -148,7 +180,9 @@ impl Store {
     /// Writes a record in place of its earlier one.
     pub fn save(&self, record: &Record) -> Result<(), Error> {
         // Not synced: what it is about does not outlive the machine either.
-        write(&self.path(&record.key()), record, |_| Ok(()))
+        let version = VERSION;
+        let versioned = Versioned { version, record };
+        write(&self.path(&record.key()), &versioned, |_| Ok(()))
     }
 
     /// Removes a record; one that is gone already is fine.
@@ -196,12 +230,32 @@ fn read_note(path: &Path) -> Option<Attachment> {
     })
 }
 
-/// None: it is gone, or makes no sense.
+fn first_version() -> u32 {
+    1
+}
+
+fn is_later(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|bytes| later_version(&bytes).is_some())
+}
+
+fn later_version(bytes: &[u8]) -> Option<u32> {
+    let Head { version } = serde_json::from_slice(bytes).ok()?;
+    (version > VERSION).then_some(version)
+}
+
+/// None: it is gone, of a later release, or makes no sense.
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     let bytes = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         bytes => bytes.map_err(|source| io_error(path, source))?,
     };
+    if let Some(got) = later_version(&bytes) {
+        tracing::error!(
+            path = %path.display(), got, expected = VERSION,
+            "Left a state file of a later release alone: start that release's agent again"
+        );
+        return Ok(None);
+    }
     match serde_json::from_slice(&bytes) {
         Ok(value) => Ok(Some(value)),
         Err(error) => {
@@ -240,6 +294,10 @@ fn io_error(path: &Path, source: io::Error) -> Error {
 
 #[cfg(test)]
 pub mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use culvert_api::version::still_says;
+
     use super::*;
 
     /// A record of a pod of this uid.
@@ -263,6 +321,7 @@ pub mod tests {
                 ..Exclusions::default()
             },
             sysctls: sysctl::Before::from([("ipv4/fwmark_reflect".into(), "0".into())]),
+            enrolled_live: Some(SystemTime::UNIX_EPOCH),
         }
     }
 
@@ -298,8 +357,23 @@ pub mod tests {
         assert_eq!(records(&store), [record("u")]);
         let aside = broken.with_extension("broken");
         assert!(!broken.exists() && aside.exists());
-        assert!(store.remove_broken(NetnsCookie(7)).is_ok() && aside.exists());
-        assert!(store.remove_broken(NetnsCookie(8)).is_ok() && !aside.exists());
+        assert!(store.remove_unreadable(NetnsCookie(7)).is_ok() && aside.exists());
+        assert_eq!(records(&store), [record("u")]);
+        assert!(store.remove_unreadable(NetnsCookie(8)).is_ok() && !aside.exists());
+    }
+
+    #[test]
+    fn a_record_of_a_later_version_is_left_as_it_is_until_its_pod_is_gone() {
+        let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+        let store = open(dir.path());
+        assert!(store.save(&record("u")).is_ok());
+        let path = dir.path().join("pods/v-8.json");
+        let later = r#"{"version":2,"pod":{}}"#;
+        assert!(fs::write(&path, later).is_ok());
+        assert_eq!(records(&store), [record("u")]);
+        assert_eq!(fs::read_to_string(&path).ok().as_deref(), Some(later));
+        assert!(store.remove_unreadable(NetnsCookie(8)).is_ok() && !path.exists());
+        assert_eq!(records(&store), [record("u")]);
     }
 
     #[test]
@@ -311,16 +385,79 @@ pub mod tests {
     }
 
     #[test]
+    fn who_was_enrolled_live_a_moment_ago_may_still_be_dialled_in_plaintext() {
+        let record = record("u");
+        let at = |since| record.is_live(SystemTime::UNIX_EPOCH + since);
+        assert!(at(Duration::ZERO) && at(LIVE / 2) && !at(LIVE));
+        assert!(
+            !record.is_live(SystemTime::UNIX_EPOCH - LIVE),
+            "the clock was set back"
+        );
+    }
+
+    #[test]
     fn a_record_of_a_release_apart_is_read() {
         let text = serde_json::to_value(record("u")).unwrap_or_else(|e| panic!("{e}"));
         let mut old = text.clone();
         let fields = old.as_object_mut().unwrap_or_else(|| panic!("{text}"));
-        for name in ["interfaces", "exclusions", "sysctls"] {
+        for name in ["interfaces", "exclusions", "sysctls", "enrolled_live"] {
             assert!(fields.remove(name).is_some(), "{text}");
         }
         fields.insert("later".into(), 1.into());
         let got = serde_json::from_value::<Record>(old).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(got.key(), record("u").key());
+    }
+
+    /// Each way: it is read, and what is written says all that it said.
+    #[test]
+    fn the_state_of_earlier_releases_is_understood() {
+        for release in recorded_releases() {
+            let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+            let store = open(dir.path());
+            let mut earlier = BTreeMap::new();
+            for file in fs::read_dir(release.join("state/agent/pods"))
+                .into_iter()
+                .flatten()
+            {
+                let file = file.unwrap_or_else(|e| panic!("{e}"));
+                assert!(
+                    fs::copy(file.path(), dir.path().join("pods").join(file.file_name())).is_ok()
+                );
+                earlier.insert(file.file_name(), value(&file.path()));
+            }
+            assert_eq!(records(&store).len(), earlier.len());
+            assert!(
+                records(&store)
+                    .iter()
+                    .all(|record| store.save(record).is_ok())
+            );
+            for (name, earlier) in earlier {
+                let now = value(&dir.path().join("pods").join(name));
+                assert!(still_says(&now, &earlier), "{earlier} became {now}");
+            }
+            let opt_in = value(&release.join("state/agent/opt-in.json"));
+            assert!(serde_json::from_value::<OptIn>(opt_in).is_ok());
+            let passed = release.join("state/agent").join(PASSED_DIR);
+            for note in fs::read_dir(passed).into_iter().flatten().flatten() {
+                assert!(read_note(&note.path()).is_some());
+            }
+        }
+    }
+
+    fn recorded_releases() -> Vec<PathBuf> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/recorded");
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let paths = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir());
+        let found: Vec<_> = paths.collect();
+        assert!(!found.is_empty(), "nothing is recorded");
+        found
+    }
+
+    fn value(path: &Path) -> serde_json::Value {
+        let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
     #[test]

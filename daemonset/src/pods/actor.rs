@@ -118,7 +118,7 @@ impl Actor {
             // The registry is gone: the process ends.
             Event::Command(None) => {}
             Event::Desired => self.follow().await,
-            Event::Addresses(Some(())) => self.refresh_in_time().await,
+            Event::Addresses(Some(())) => self.look().await,
             Event::Addresses(None) => self.reconnect().await,
             Event::Withdrawn => self.withdrawn().await,
             Event::Wake => self.wake().await,

@@ -1,27 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a sandbox comes to be steered, and stays so.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use culvert_api::cni::{Attachment, Response};
-use tokio::time::Instant;
 
 use super::{
     Fault,
     actor::{Actor, open},
     leave::DRAIN,
-    state::{Attached, State},
+    state::{Attached, Pace, State, Told},
 };
 use crate::{
     desired::{Wanted, exclusions::Exclusions},
-    enrolment::{self, Enrolment, Namespace, sysctl},
+    enrolment::{self, Differences, Enrolment, Namespace, sysctl},
     netns::Netns,
     proxy_link::hub::Handover,
     store::{self, Interface, Interfaces, Phase, Record},
 };
 
-/// How often a pod's addresses are looked at.
-const REFRESH: Duration = Duration::from_millis(100);
+/// How often is told what somebody does to a pod again and again; the metrics count the rest.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 // === impl Actor ===
 
@@ -44,6 +46,7 @@ impl Actor {
             phase: Phase::Unmeshed,
             exclusions: Exclusions::default(),
             sysctls: sysctls.map_err(enrolment::Error::from)?,
+            enrolled_live: None,
         };
         self.hold(record, netns);
         Ok(())
@@ -74,14 +77,14 @@ impl Actor {
                 return self.done();
             }
         };
-        let phase = record.phase;
+        let (phase, live) = (record.phase, record.is_live(SystemTime::now()));
         self.hold(record, netns);
         match phase {
             Phase::Unmeshed => {}
             Phase::Draining => self.resume_draining().await,
             // Whatever is wanted now: the proxy has to have the pod to withdraw it.
             Phase::Enrolled => {
-                if let Err(fault) = self.steer(false).await {
+                if let Err(fault) = self.steer(live).await {
                     return fault.into();
                 }
             }
@@ -100,6 +103,8 @@ impl Actor {
     pub(super) async fn enrol(&mut self, wanted: &Wanted, live: bool) -> Result<(), Fault> {
         if let Some(attached) = &mut self.attached {
             attached.record.workload = wanted.workload.clone();
+            // An agent that dies before it announces the pod leaves that to the next one.
+            attached.record.enrolled_live = live.then(SystemTime::now);
             attached.record.exclusions = wanted.mesh.clone().unwrap_or_default();
         }
         self.steer(live).await
@@ -228,27 +233,28 @@ impl Actor {
         }
     }
 
-    /// A pod that changes its addresses all the time does not keep the agent busy.
-    pub(super) async fn refresh_in_time(&mut self) {
-        let Some(attached) = &mut self.attached else {
-            return;
-        };
-        if attached.refreshed.is_some_and(|at| at.elapsed() < REFRESH) {
-            return self.wake_in(REFRESH);
-        }
-        attached.refreshed = Some(Instant::now());
+    /// What steers the pod, or its addresses, may have changed.
+    pub(super) async fn look(&mut self) {
         self.refresh().await;
+        self.repair().await;
     }
 
     /// An address may have come or gone.
-    pub(super) async fn refresh(&mut self) {
+    async fn refresh(&mut self) {
         if let Err(error) = self.try_refresh().await {
-            tracing::warn!(
-                container.id = self.container_id, %error,
-                "Could not follow a pod's addresses"
-            );
+            if self.may_tell(|told| &mut told.trouble) {
+                tracing::warn!(
+                    container.id = self.container_id, %error,
+                    "Could not follow a pod's addresses"
+                );
+            }
             self.wake_in(DRAIN);
         }
+    }
+
+    fn may_tell(&mut self, what: impl FnOnce(&mut Told) -> &mut Pace) -> bool {
+        let told = self.attached.as_mut().map(|attached| &mut attached.told);
+        told.is_some_and(|told| what(told).allows(TELL_AGAIN))
     }
 
     /// When the pod's rules, routes or programs can't follow, it is cut off until they can.
@@ -279,42 +285,57 @@ impl Actor {
     async fn cut_off_unless_settled(&mut self) {
         let enrolment = self.attached.as_ref().and_then(Attached::enrolment);
         if enrolment.is_some_and(|enrolment| !enrolment.is_settled()) {
-            tracing::error!(
-                container.id = self.container_id,
-                "What steers a pod could not be set: the pod is cut off until it can"
-            );
+            if self.may_tell(|told| &mut told.cut_off) {
+                tracing::error!(
+                    container.id = self.container_id,
+                    "What steers a pod could not be set: the pod is cut off until it can"
+                );
+            }
             self.cut_off().await;
             self.wake_in(DRAIN);
         }
     }
 
     /// Sets again what somebody took away from a steered pod.
-    pub(super) async fn repair(&mut self) {
+    async fn repair(&mut self) {
         if let Err(error) = self.try_repair().await {
-            tracing::error!(container.id = self.container_id, %error, "Could not repair a pod");
+            if self.may_tell(|told| &mut told.trouble) {
+                tracing::error!(container.id = self.container_id, %error, "Could not repair a pod");
+            }
             self.cut_off_unless_settled().await;
         }
     }
 
     async fn try_repair(&mut self) -> Result<(), Fault> {
-        let enrolment = self.attached.as_mut().and_then(Attached::enrolment_mut);
+        let enrolment = self.attached.as_ref().and_then(Attached::enrolment);
         // One that is cut off is tried again by itself.
         let Some(enrolment) = enrolment.filter(|enrolment| enrolment.is_settled()) else {
             return Ok(());
         };
-        let differences = enrolment.differences(&self.shared.ebpf).await?;
-        if differences.is_empty() {
+        let found = enrolment.differences(&self.shared.ebpf).await?;
+        if found.is_empty() {
             return Ok(());
         }
+        let listening = enrolment.listeners().are_listening();
+        self.note_repair(&found);
+        if !listening {
+            return self.steer(false).await;
+        }
+        match self.attached.as_mut().and_then(Attached::enrolment_mut) {
+            Some(enrolment) => Ok(enrolment.repair(&self.shared.ebpf, &found).await?),
+            None => Ok(()),
+        }
+    }
+
+    fn note_repair(&mut self, found: &Differences) {
         self.shared.metrics.repairs.inc();
-        tracing::warn!(
-            container.id = self.container_id,
-            differences = differences.join("; "),
-            "A pod is not steered as it was left: setting it up again"
-        );
-        match enrolment.listeners().are_listening() {
-            true => Ok(enrolment.repair(&self.shared.ebpf).await?),
-            false => self.steer(false).await,
+        if self.may_tell(|told| &mut told.repair) {
+            tracing::warn!(
+                container.id = self.container_id,
+                differences = found.all().join("; "),
+                "A pod is not steered as it was left: setting it up again. What follows within a \
+                 minute is only counted"
+            );
         }
     }
 

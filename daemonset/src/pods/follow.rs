@@ -49,16 +49,14 @@ impl Actor {
         match &attached.state {
             State::Unmeshed => {}
             State::Enrolled(_) => {
-                self.refresh().await;
-                self.repair().await;
+                self.look().await;
                 if self.wanted().is_some() {
                     self.follow().await;
                 }
             }
             State::Withdrawing(_) => {
-                self.refresh().await;
-                self.repair().await;
                 self.remind();
+                self.look().await;
             }
             State::Draining(_) => self.drain().await,
             State::Failed(_) => self.retry().await,
@@ -85,7 +83,7 @@ impl Actor {
             return Err(Fault::Unknown { container_id });
         };
         let differences = match (attached.enrolment(), &attached.state) {
-            (Some(enrolment), _) => enrolment.differences(&self.shared.ebpf).await?,
+            (Some(enrolment), _) => enrolment.differences(&self.shared.ebpf).await?.all(),
             (None, State::Failed(_)) => vec!["steering failed, see the agent's log".to_owned()],
             (None, _) => Vec::new(),
         };
@@ -97,7 +95,9 @@ impl Actor {
 
     fn remind(&mut self) {
         let proxies = self.shared.hub.connected();
-        if let Some(attached) = &self.attached {
+        if let Some(attached) = &mut self.attached
+            && attached.told.waiting.allows(REMIND)
+        {
             tracing::warn!(
                 pod.name = %attached.record.workload, proxies,
                 "A pod waits to leave the mesh until a proxy has told its peers"

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a sandbox leaves the mesh: withdrawn, drained, released.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use culvert_api::cni::Response;
 
 use super::{
+    Pods,
     actor::Actor,
     state::{Attached, State},
 };
@@ -177,7 +178,7 @@ impl Actor {
             netns,
             state,
             wake: _,
-            refreshed: _,
+            told: _,
         } = attached;
         self.shared.hub.remove(&record.key());
         if !matches!(state, State::Unmeshed) {
@@ -202,8 +203,14 @@ impl Actor {
             Phase::Unmeshed | Phase::Draining => Ok(()),
         };
         if let Err(error) = unpinned {
-            tracing::error!(netns.cookie = cookie, %error, "Could not unpin what steered a pod");
-            return;
+            tracing::error!(
+                netns.cookie = cookie, %error,
+                "Could not unpin what steered a pod: tried again when its namespace is gone"
+            );
+            let pods = Pods {
+                shared: Arc::clone(&self.shared),
+            };
+            tokio::spawn(pods.bury(BTreeSet::from([record.cookie])));
         }
         if let Err(error) = self.shared.store.remove(&record.key()) {
             tracing::error!(%error, "Could not forget a pod");

@@ -22,9 +22,26 @@ pub struct Attached {
     pub state: State,
     /// When to look after it again.
     pub wake: Instant,
-    /// When its addresses were looked at because of a change.
-    pub refreshed: Option<Instant>,
+    /// What was logged of it.
+    pub told: Told,
 }
+
+/// When was logged last what a pod can make happen as often as it likes.
+#[derive(Default)]
+pub struct Told {
+    /// It was set up again.
+    pub repair: Pace,
+    /// It could not be.
+    pub trouble: Pace,
+    /// It is cut off.
+    pub cut_off: Pace,
+    /// It waits to leave the mesh.
+    pub waiting: Pace,
+}
+
+/// The first of many, and then one in a while.
+#[derive(Default)]
+pub struct Pace(Option<Instant>);
 
 /// What a sandbox is.
 pub enum State {
@@ -60,6 +77,19 @@ impl Attached {
     }
 }
 
+// === impl Pace ===
+
+impl Pace {
+    /// Whether the last one that was allowed is so long ago.
+    pub fn allows(&mut self, period: Duration) -> bool {
+        let due = self.0.is_none_or(|last| last.elapsed() >= period);
+        if due {
+            self.0 = Some(Instant::now());
+        }
+        due
+    }
+}
+
 // === impl State ===
 
 impl State {
@@ -87,7 +117,7 @@ impl Actor {
             netns,
             state,
             wake: Instant::now() + COLLECT,
-            refreshed: None,
+            told: Told::default(),
         });
     }
 
@@ -134,5 +164,17 @@ impl Actor {
     fn gauge(&self, state: &State, by: i64) {
         let pods = &self.shared.metrics.pods;
         pods.with_label_values(&[state.label()]).add(by);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_told_and_then_one_in_a_while() {
+        let (mut pace, minute) = (Pace::default(), Duration::from_secs(60));
+        assert!(pace.allows(minute) && !pace.allows(minute));
+        assert!(pace.allows(Duration::ZERO));
     }
 }

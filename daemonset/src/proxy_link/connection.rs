@@ -4,7 +4,10 @@
 use std::{
     convert::Infallible,
     os::fd::AsFd,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -50,6 +53,10 @@ pub enum Refused {
     Channel(#[from] Error),
 }
 
+/// Spares the log: of a proxy's offences only each that doubles their number is told. All are counted.
+#[derive(Debug, Default)]
+struct Offences(AtomicU64);
+
 /// A proxy's connection ended.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
@@ -61,8 +68,8 @@ enum Ended {
     NotReading,
 }
 
-/// Both sides say what they speak, and agree.
-pub async fn greet(channel: &Channel, node: &str) -> Result<(), Refused> {
+/// Both sides say what they speak, and agree on a version.
+pub async fn greet(channel: &Channel, node: &str) -> Result<u32, Refused> {
     let hello = FromAgent::Hello {
         versions: VERSIONS,
         node: node.to_owned(),
@@ -70,17 +77,16 @@ pub async fn greet(channel: &Channel, node: &str) -> Result<(), Refused> {
     channel.send(&hello, &[]).await?;
     let answer = timeout(HELLO_TIMEOUT, channel.recv()).await;
     match answer.map_err(|_| Refused::Silent)??.body {
-        FromProxy::Hello { versions } => VERSIONS.agree(versions)?,
-        _ => return Err(Refused::NoHello),
-    };
-    Ok(())
+        FromProxy::Hello { versions } => Ok(VERSIONS.agree(versions)?),
+        _ => Err(Refused::NoHello),
+    }
 }
 
-/// Serves a proxy until it goes away.
-pub async fn serve(channel: Channel, hub: &Hub, metrics: &Metrics) {
+/// Serves a proxy, which speaks that version, until it goes away.
+pub async fn serve(channel: Channel, version: u32, hub: &Hub, metrics: &Metrics) {
     let (id, outgoing) = hub.connect();
     metrics.proxies.inc();
-    tracing::info!(connection = id.0, "A proxy connected");
+    tracing::info!(connection = id.0, version, "A proxy connected");
     let connection = Connection {
         channel,
         id,
@@ -88,6 +94,7 @@ pub async fn serve(channel: Channel, hub: &Hub, metrics: &Metrics) {
         metrics,
         pending: Pending::default(),
         wants: Arc::new(Semaphore::new(MAX_WANTS)),
+        offences: Offences::default(),
     };
     let ended = tokio::select! {
         Err(error) = connection.write(outgoing) => error,
@@ -104,6 +111,16 @@ pub async fn serve(channel: Channel, hub: &Hub, metrics: &Metrics) {
     }
 }
 
+/// It already said what it speaks.
+#[derive(Debug, thiserror::Error)]
+#[error("it is a second hello")]
+struct SecondHello;
+
+/// It answers nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("no message {0} waits for an answer")]
+struct NothingSent(u64);
+
 struct Connection<'a> {
     channel: Channel,
     id: ConnectionId,
@@ -111,6 +128,15 @@ struct Connection<'a> {
     metrics: &'a Metrics,
     pending: Pending,
     wants: Arc<Semaphore>,
+    offences: Offences,
+}
+
+impl Offences {
+    /// How many there are now, if that is to be told.
+    fn tell(&self) -> Option<u64> {
+        let count = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        count.is_power_of_two().then_some(count)
+    }
 }
 
 impl Connection<'_> {
@@ -128,23 +154,40 @@ impl Connection<'_> {
         loop {
             match self.channel.recv().await {
                 Ok(message) => self.handle(message),
-                Err(error @ Error::Malformed(_)) => {
-                    tracing::warn!(connection = self.id.0, %error, "Ignored a message of a proxy");
-                }
+                Err(Error::Malformed(error)) => self.unreadable(error)?,
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    fn handle(&self, Message { body, fds }: Message<FromProxy>) {
+    /// A later release may say what this one does not know, but only in JSON.
+    fn unreadable(&self, error: serde_json::Error) -> Result<(), Ended> {
+        self.metrics.unreadable.inc();
+        if !error.is_data() {
+            return Err(Error::Malformed(error).into());
+        }
+        self.ignored("a message that is unknown", &error);
+        Ok(())
+    }
+
+    fn ignored(&self, what: &str, error: &impl std::fmt::Display) {
+        if let Some(offences) = self.offences.tell() {
+            let connection = self.id.0;
+            tracing::warn!(connection, offences, %error, "Ignored {what} of a proxy");
+        }
+    }
+
+    fn handle(&self, Message { body, fds, .. }: Message<FromProxy>) {
         match body {
-            FromProxy::Hello { .. } => {
-                tracing::warn!(connection = self.id.0, "Ignored a second hello of a proxy");
-            }
+            FromProxy::Hello { .. } => self.ignored("a message", &SecondHello),
             FromProxy::Ack { seq } => self.acked(seq),
             FromProxy::Nack { seq, reason } => self.nacked(seq, &reason),
             FromProxy::Want { key, pool, count } => self.want(key, pool, count),
-            FromProxy::Keep { identity } => self.hub.keep(identity, fds),
+            FromProxy::Keep { identity } => {
+                if let Err(error) = self.hub.keep(identity, fds) {
+                    self.ignored("a key", &error);
+                }
+            }
             FromProxy::Withdrawn { key } => self.hub.withdrawn_by(self.id, &key),
         }
     }
@@ -157,11 +200,11 @@ impl Connection<'_> {
 
     fn nacked(&self, seq: u64, reason: &str) {
         self.metrics.nacks.inc();
-        let sent = self.pending.answered(seq);
-        let what = sent
-            .as_ref()
-            .map_or("nothing that was sent", |sent| sent.what);
-        let key = sent.and_then(|sent| sent.key).map(|key| key.to_string());
+        let Some(sent) = self.pending.answered(seq) else {
+            return self.ignored("a nack", &NothingSent(seq));
+        };
+        let what = sent.what;
+        let key = sent.key.map(|key| key.to_string());
         tracing::warn!(
             connection = self.id.0,
             seq,

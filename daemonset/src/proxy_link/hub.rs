@@ -18,8 +18,9 @@ use culvert_api::{
 };
 use tokio::sync::{Notify, Semaphore, mpsc};
 
+pub use self::state::LIVE;
 use self::state::State;
-use crate::{ebpf::Ebpf, metrics::Metrics, netns::Netns};
+use crate::{ebpf::Ebpf, keys, metrics::Metrics, netns::Netns};
 
 /// When one of several proxies said that a pod is withdrawn, how long the others may take.
 const STRAGGLERS: Duration = Duration::from_secs(30);
@@ -189,14 +190,13 @@ impl Hub {
     }
 
     /// A proxy gives a key to keep.
-    pub fn keep(&self, identity: Identity, fds: Vec<OwnedFd>) {
+    pub fn keep(&self, identity: Identity, fds: Vec<OwnedFd>) -> Result<(), keys::Refused> {
         let State { pods, keys, .. } = &mut *self.lock();
         let workloads = pods.values().map(|pod| &pod.handover.workload);
-        if let Err(error) = keys.keep(identity, fds, workloads) {
+        keys.keep(identity, fds, workloads).inspect_err(|error| {
             let refused = &self.shared.metrics.keys_refused;
             refused.with_label_values(&[error.label()]).inc();
-            tracing::warn!(%error, "Refused to keep a key for a proxy");
-        }
+        })
     }
 
     fn enqueue_sockets(

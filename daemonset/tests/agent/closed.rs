@@ -66,16 +66,60 @@ async fn a_pod_whose_rules_can_not_be_set_is_cut_off_until_they_can() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_taken_from_a_pod_is_put_back() {
-    let (node, proxy) = steered("repair").await;
-    node.ip("rule del pref 100");
-    node.ip("route flush table 17100");
-    // The regular look, at once.
-    fs::remove_file(node.path("manifests/web.json")).unwrap_or_else(|e| panic!("{e}"));
-    node.until("it is repaired", || {
+async fn a_rule_that_comes_before_steering_cuts_the_pod_off_until_it_is_gone() {
+    let (node, proxy) = steered("before").await;
+    node.ip("rule add pref 7 iif eth0 lookup 99");
+    node.ip("rule add pref 0 lookup main");
+    node.until("it is cut off, and tried again", || {
+        count(&node, "cut_off_total", 2)
+    });
+    assert!(complaint(client(&node, ELSEWHERE)).contains("not permitted"));
+    assert_eq!(
+        failure(node.ask(Command::Check(node.attachment()))),
+        code::NOT_AS_ADDED
+    );
+    assert_eq!(
+        node.log()
+            .matches("the pod is cut off until it can")
+            .count(),
+        1
+    );
+    assert_eq!(
+        node.log().matches("somebody else at preference 0").count(),
+        1
+    );
+    node.ip("rule del pref 0 lookup main");
+    node.until("it is steered again", || {
         (node.ask(Command::Check(node.attachment())) == STEERED).then_some(())
     });
-    assert!(count(&node, "repairs_total", 1).is_some());
+    let (client, stream) = expect_steered(&node, &proxy);
+    end(client, stream);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_from_a_pod_is_put_back() {
+    let (node, proxy) = steered("repair").await;
+    let is_repaired = || (node.ask(Command::Check(node.attachment())) == STEERED).then_some(());
+    // The agent hears of each of these.
+    for taken in [
+        "rule del pref 100",
+        "-6 rule del pref 101",
+        "route flush table 17100",
+        "link set lo down",
+        "route add 10.2.0.0/16 dev eth0 table 17101",
+    ] {
+        node.ip(taken);
+        node.until(&format!("{taken:?} is repaired"), is_repaired);
+    }
+    assert!(!node.ip("route show table 17101").contains("eth0"));
+    assert!(count(&node, "repairs_total", 5).is_some());
+    assert_eq!(node.log().matches("not steered as it was left").count(), 1);
+    assert!(node.ip("link show lo up").contains("lo"));
+    // The regular look, at once.
+    node.inside(&["sysctl", "-w", "net.ipv4.fwmark_reflect=0"]);
+    fs::remove_file(node.path("manifests/web.json")).unwrap_or_else(|e| panic!("{e}"));
+    node.until("it is repaired", is_repaired);
+    assert!(count(&node, "repairs_total", 2).is_some());
     let (client, stream) = expect_steered(&node, &proxy);
     end(client, stream);
 }
@@ -188,7 +232,7 @@ async fn the_addresses_of_a_second_interface_count_when_it_was_added() {
     second.ifname = "net1".into();
     assert_eq!(node.ask(Command::Add(second.clone())), STEERED);
     let routes = node.ip("-6 route show table 17101");
-    assert!(routes.contains("local default"), "{routes}");
+    assert!(routes.contains("local fd78::/64"), "{routes}");
     assert_eq!(node.ask(Command::Del(second)), UNSTEERED);
     assert_eq!(node.ask(Command::Check(node.attachment())), STEERED);
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use culvert_api::{
-    agent::{Family, FromAgent, FromProxy},
+    agent::{Family, FromAgent, FromProxy, VERSIONS},
     cni::{Command, code},
 };
 
@@ -51,7 +51,8 @@ async fn a_pod_is_steered_across_a_killed_agent_until_it_is_deleted() {
     sockets(&mut proxy, 16).await;
     let (client, stream) = expect_steered(&node, &proxy);
     end(client, stream);
-    node.ip("rule del pref 100");
+    // What the agent does not hear of.
+    node.inside(&["sysctl", "-w", "net.ipv4.fwmark_reflect=0"]);
     assert_eq!(
         failure(node.ask(Command::Check(node.attachment()))),
         code::NOT_AS_ADDED
@@ -107,6 +108,22 @@ async fn a_running_pod_enters_and_leaves_the_mesh_and_keeps_its_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_enters_while_the_agent_is_killed_is_live_for_the_next_one() {
+    let mut node = Node::new("killed");
+    node.start(0);
+    let (mut proxy, _) = Proxy::snapshot(&node).await;
+    assert_eq!(node.ask(Command::Add(node.attachment())), UNSTEERED);
+    node.write_pod("enabled");
+    let (_, live) = pod_message(&mut proxy).await;
+    assert!(live);
+    node.stop("-KILL");
+    node.start(0);
+    let mut proxy = Proxy::connect(&node, VERSIONS).await;
+    let (_, live) = pod_message(&mut proxy).await;
+    assert!(live);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_withdrawal_that_is_called_off_hands_the_pod_over_again() {
     let mut node = Node::new("off");
     node.write_pod("enabled");
@@ -133,6 +150,7 @@ async fn a_pod_s_addresses_are_followed() {
     node.start(0);
     let (mut proxy, _) = Proxy::snapshot(&node).await;
     assert_eq!(node.ask(Command::Add(node.attachment())), STEERED);
+    node.ip("-6 route add default dev eth0");
     node.ip("addr add fd78::2/64 dev eth0 nodad");
     let count = |wanted: usize| {
         move |_: &Proxy, message: &FromAgent| match message {

@@ -2,9 +2,11 @@
 //! The built agent with hand-made pods, a fake CNI plugin and a fake proxy, on the real kernel.
 
 mod closed;
+mod left;
 mod life;
 mod many;
 mod node;
 mod proxy;
 mod talk;
 mod trust;
+mod versions;

@@ -31,7 +31,7 @@ pub const NEIGHBOUR: &str = "10.78.0.1";
 pub struct Node {
     pub name: String,
     dir: TempDir,
-    cgroup: PathBuf,
+    pub cgroup: PathBuf,
     agent: Option<Child>,
 }
 
@@ -230,6 +230,12 @@ impl Node {
         let all = ["ip", "-n", &self.name].into_iter();
         let output = run(&all.chain(args.split_whitespace()).collect::<Vec<_>>());
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs a program in the pod's namespace.
+    pub fn inside(&self, command: &[&str]) {
+        let all = ["ip", "netns", "exec", &self.name].into_iter();
+        run(&all.chain(command.iter().copied()).collect::<Vec<_>>());
     }
 
     /// The policy rules of both families.

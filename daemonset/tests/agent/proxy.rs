@@ -58,7 +58,7 @@ impl Proxy {
     /// The next message or the end.
     pub async fn try_next(&mut self) -> Result<FromAgent, Error> {
         let received = timeout(PATIENCE, self.channel.recv()).await;
-        let Message { body, fds } = received.unwrap_or_else(|_| panic!("nothing came"))?;
+        let Message { body, fds, .. } = received.unwrap_or_else(|_| panic!("nothing came"))?;
         let seq = match &body {
             FromAgent::Pod { seq, listeners, .. } => {
                 assert_eq!(listeners.len(), fds.len());

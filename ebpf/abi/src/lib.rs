@@ -47,7 +47,7 @@ pub mod map {
     pub const IN_SUBNETS: &str = "IN_SUBNETS";
     /// LPM trie of [`crate::exclusions::Port`]: local ports that one pod excludes.
     pub const IN_PORTS: &str = "IN_PORTS";
-    /// Socket storage: the sockets that the connect hooks leave alone.
+    /// Socket storage: the sockets that the connect hooks leave alone. The same in every version.
     pub const EXEMPT: &str = "EXEMPT";
     /// LRU hash of [`crate::probe::Tuple`]: the connections that the kubelet opened.
     pub const PROBES: &str = "PROBES";

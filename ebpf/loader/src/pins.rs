@@ -7,7 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use culvert_ebpf_abi::ABI_VERSION;
+use aya::maps::MapData;
+use culvert_ebpf_abi::{ABI_VERSION, map};
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 
 use crate::{Error, sys};
@@ -78,6 +79,21 @@ impl Pins {
         let others = self.other_versions()?;
         others.iter().try_for_each(|dir| remove_tree(dir))?;
         Ok(others.len())
+    }
+
+    /// Takes over the map of exempt sockets of another version, if there is one and none of our own:
+    /// a proxy goes on with the sockets that an earlier agent exempted, and the hooks of this
+    /// version are to leave them alone too. So this map is the same in all versions.
+    pub(crate) fn inherit_exemptions(&self) -> Result<(), Error> {
+        let own = self.node().join(map::EXEMPT);
+        let others = self.other_versions()?;
+        let mut theirs = others.iter().map(|dir| dir.join("node").join(map::EXEMPT));
+        let Some(theirs) = theirs.find(|pin| !own.exists() && pin.exists()) else {
+            return Ok(());
+        };
+        let doing = || format!("take over the exempt sockets of {}", theirs.display());
+        let map = MapData::from_pin(&theirs).map_err(Error::kernel(doing()))?;
+        map.pin(&own).map_err(Error::kernel(doing()))
     }
 
     fn other_versions(&self) -> Result<Vec<PathBuf>, Error> {

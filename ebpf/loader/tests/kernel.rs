@@ -9,3 +9,5 @@ mod lifecycle;
 mod outbound;
 #[path = "kernel/support.rs"]
 mod support;
+#[path = "kernel/versions.rs"]
+mod versions;

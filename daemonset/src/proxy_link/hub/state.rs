@@ -16,7 +16,7 @@ use crate::{keys::Keys, proxy_link::budget::Budget};
 
 /// How long after a proxy first knew a pod that ran before its enrolment, its peers may still
 /// dial it in plaintext.
-const LIVE: Duration = Duration::from_secs(60);
+pub const LIVE: Duration = Duration::from_secs(15);
 
 /// All that proxies are to know.
 #[derive(Debug, Default)]

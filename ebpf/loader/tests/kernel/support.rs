@@ -388,10 +388,20 @@ impl World {
     }
 
     pub fn with(exclusions: &Exclusions) -> Self {
+        let mut world = Self::without_agent();
+        world.load();
+        world.attach(exclusions);
+        let cookie = world.cookie;
+        world.node().enrol(cookie, exclusions).must("enrol");
+        world
+    }
+
+    /// Nothing steers the pod.
+    pub fn without_agent() -> Self {
         let (pod, wire) = (Net::new(), Net::new());
         pod.wire(&wire);
         pod.route_marks();
-        let mut world = Self {
+        Self {
             node: None,
             ears: Ears::new(&pod),
             cookie: pod.cookie(),
@@ -400,12 +410,7 @@ impl World {
             pods_cgroup: Cgroup::new(),
             kubelet_cgroup: Cgroup::new(),
             bpffs: Bpffs::new(),
-        };
-        world.load();
-        world.attach(exclusions);
-        let cookie = world.cookie;
-        world.node().enrol(cookie, exclusions).must("enrol");
-        world
+        }
     }
 
     pub fn options(&self) -> NodeOptions {
