@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     access_log::{self, Entry},
     app::Proxy,
-    metrics::{Admitted, Fault, Leg},
+    metrics::{Admitted, Dialling, Fault, Leg},
     pods::Pod,
     tcp,
 };
@@ -36,6 +36,8 @@ pub(crate) struct Accepted {
     pub(crate) source: SocketAddr,
     /// What was dialled: steering changes no address.
     pub(crate) original: SocketAddr,
+    /// Held while the other leg is still to come.
+    pub(crate) dialling: Option<Dialling>,
     started: Instant,
     _admitted: Admitted,
 }
@@ -73,19 +75,26 @@ pub(crate) async fn serve<F, Fut>(
     F: Fn(Accepted) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
+    let mut failing = false;
     loop {
-        tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = closed(&mut close) => return,
-            accepted = listener.accept() => match admit(&proxy, &pod, direction, accepted) {
-                Ok(Some(accepted)) => spawn(&proxy, &pod, direction, handle(accepted)),
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::warn!(%error, pod.name = %pod.workload, "Could not accept a connection");
-                    tokio::time::sleep(PAUSE).await;
+            accepted = listener.accept() => admit(&proxy, &pod, direction, accepted),
+        };
+        let failed = accepted.is_err();
+        match accepted {
+            Ok(Some(accepted)) => spawn(&proxy, &pod, direction, handle(accepted)),
+            Ok(None) => {}
+            Err(error) => {
+                // Said once, not twenty times a second.
+                if !failing {
+                    tracing::warn!(%error, pod.name = %pod.workload, "Could not accept connections");
                 }
+                tokio::time::sleep(PAUSE).await;
             }
         }
+        failing = failed;
     }
 }
 
@@ -123,7 +132,7 @@ fn admit(
     let Ok(original) = tcp.local_addr() else {
         return Ok(None);
     };
-    let Some(admitted) = pod.metrics().admit() else {
+    let Some(admitted) = pod.metrics().admit(&tcp) else {
         pod.metrics().fault(direction, Fault::LoadShed);
         tcp::reset(tcp);
         return Ok(None);
@@ -135,6 +144,7 @@ fn admit(
         tcp,
         source: tcp::canonical(source),
         original: tcp::canonical(original),
+        dialling: (direction == Direction::Outbound).then(|| pod.metrics().dialling()),
         started: Instant::now(),
         _admitted: admitted,
     }))

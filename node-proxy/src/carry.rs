@@ -43,6 +43,7 @@ pub(crate) async fn carry(mut carried: Carried, revoked: impl Future<Output = ()
     let open = carried.accepted.pod.metrics().open(carried.leg.clone());
     let half_open = carried.accepted.proxy.config.half_open_timeout;
     let meters = meters(carried.accepted.direction, &open);
+    carried.abort_on_close(true);
     let relayed = unless(revoked, relay(carried.ends(), meters, half_open)).await;
     match relayed {
         Some(relayed) => carried.ended(open, &relayed),
@@ -92,12 +93,13 @@ impl Carried {
         }
     }
 
-    fn ended(self, open: OpenLeg, relayed: &Relayed) {
+    fn ended(mut self, open: OpenLeg, relayed: &Relayed) {
         let bytes = match self.accepted.direction {
             Direction::Inbound => (relayed.down, relayed.up),
             Direction::Outbound => (relayed.up, relayed.down),
         };
         let Err(broken) = &relayed.end else {
+            self.abort_on_close(false);
             open.close(String::new());
             return self.log(bytes, None);
         };
@@ -119,6 +121,11 @@ impl Carried {
             Some("the policy changed and no longer lets the client in".into()),
         );
         self.reset();
+    }
+
+    fn abort_on_close(&mut self, abort: bool) {
+        self.dialled.abort_on_close(abort);
+        tcp::abort_on_close(&self.accepted.tcp, abort);
     }
 
     fn log(&self, bytes: (u64, u64), error: Option<String>) {

@@ -31,7 +31,7 @@ use crate::{
     app::Proxy,
     carry::{Carried, Wire, carry},
     client_hello::{self, First},
-    metrics::{Counter, Fault, Leg, Tls},
+    metrics::{Counter, Fault, Handshaking, Leg, Tls},
     pods::Pod,
     sockets::PooledStream,
     tcp,
@@ -137,8 +137,18 @@ fn unidentified(refused: Refused) -> (Leg, Refused) {
 async fn identify(accepted: &mut Accepted, policy: &Policy) -> Result<Identified, Refused> {
     accepted.check_loop(accepted.original)?;
     tcp::tune_wire(&accepted.tcp).map_err(|error| Refused::new(Fault::Io, error))?;
+    let _unknown = unknown(accepted)?;
     let (first, bytes) = first(accepted, policy).await?;
     judge(accepted, &first, bytes, policy).await
+}
+
+/// Held until it is clear who the client is.
+fn unknown(accepted: &Accepted) -> Result<Handshaking, Refused> {
+    let handshaking = accepted.pod.metrics().handshake(accepted.source.ip());
+    handshaking.ok_or_else(|| {
+        let reason = "too many clients have not said yet who they are";
+        Refused::new(Fault::LoadShed, reason)
+    })
 }
 
 async fn judge(

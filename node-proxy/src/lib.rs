@@ -15,6 +15,7 @@ mod client_hello;
 pub mod config;
 mod confine;
 mod control_link;
+mod descriptors;
 mod destinations;
 #[cfg(test)]
 mod fixture;

@@ -6,6 +6,7 @@
 
 mod families;
 mod fault;
+mod handshakes;
 mod limit;
 mod pod;
 mod transport;
@@ -15,7 +16,8 @@ mod tests;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    time::{Duration, Instant},
 };
 
 use culvert_api::workload::Workload;
@@ -28,7 +30,8 @@ use self::{
 };
 pub(crate) use self::{
     fault::Fault,
-    limit::Admitted,
+    handshakes::Handshaking,
+    limit::{Admitted, Dialling},
     pod::{Counter, PodMetrics},
     transport::{Leg, Meter, OpenLeg, Tls},
 };
@@ -37,7 +40,12 @@ pub(crate) use self::{
 const MAX_CONNECTIONS: usize = 100_000;
 
 /// The most connections that one pod has open at once: one noisy workload leaves room for the rest.
-const MAX_POD_CONNECTIONS: usize = 25_000;
+///
+/// Above the 28,232 that Linux has ports for to one destination: that limit is the application's.
+const MAX_POD_CONNECTIONS: usize = 50_000;
+
+/// How often it is said that descriptors are scarce.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 
 /// The data path's metrics and limits. Clones share them.
 #[derive(Clone, Debug)]
@@ -47,6 +55,9 @@ pub struct Metrics(Arc<Shared>);
 struct Shared {
     families: Families,
     limit: Arc<Limit>,
+    /// Connections that will need a second descriptor.
+    dialling: Arc<AtomicUsize>,
+    said: Mutex<Option<Instant>>,
     pods: Mutex<HashMap<PodLabels, Labelled>>,
 }
 
@@ -65,6 +76,8 @@ impl Metrics {
         Ok(Self(Arc::new(Shared {
             families: Families::register(registry)?,
             limit: Arc::new(Limit::new(MAX_CONNECTIONS)),
+            dialling: Arc::default(),
+            said: Mutex::default(),
             pods: Mutex::default(),
         })))
     }
@@ -105,6 +118,20 @@ impl Metrics {
 }
 
 impl Shared {
+    /// A connection was refused because descriptors are scarce.
+    fn scarce(&self) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_some_and(|said| said.elapsed() < SAY_AGAIN) {
+            return;
+        }
+        *said = Some(Instant::now());
+        tracing::warn!(
+            connections = self.limit.open(),
+            "Connections are refused: the process is about to run out of file descriptors; raise \
+             its RLIMIT_NOFILE to more than two for each connection"
+        );
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<PodLabels, Labelled>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -51,19 +51,36 @@ pub async fn serve(
     accept::serve(proxy, pod, Direction::Outbound, listener, close, handle).await;
 }
 
-pub(crate) async fn handle(accepted: Accepted) {
-    let resolved = match resolve(&accepted).await {
+pub(crate) async fn handle(mut accepted: Accepted) {
+    let resolved = match unless_reset(&accepted, resolve(&accepted)).await {
         Ok(resolved) => resolved,
         Err(refused) => {
             let leg = Leg::new(Direction::Outbound, Tls::NoIdentity);
             return accepted.refuse(&leg, &refused).await;
         }
     };
-    match route(&accepted, &resolved).await {
+    let routed = unless_reset(&accepted, route(&accepted, &resolved)).await;
+    accepted.dialling = None;
+    match routed {
         Ok(routed) => routed.carry(accepted, &resolved).await,
         Err(refused) => {
             let leg = leg(Tls::NoIdentity, &resolved, None);
             accepted.refuse(&leg, &refused).await;
+        }
+    }
+}
+
+/// Nothing is dialled any more for an application that gave up.
+async fn unless_reset<T>(
+    accepted: &Accepted,
+    doing: impl Future<Output = Result<T, Refused>>,
+) -> Result<T, Refused> {
+    tokio::select! {
+        biased;
+        done = doing => done,
+        error = tcp::was_reset(&accepted.tcp) => {
+            let reason = format!("the application gave up before its connection stood: {error}");
+            Err(Refused::new(Fault::Io, reason))
         }
     }
 }

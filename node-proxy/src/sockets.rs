@@ -13,6 +13,7 @@ pub(crate) mod tests;
 
 use std::{
     io,
+    iter::{repeat, repeat_n},
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -38,11 +39,14 @@ pub(crate) use self::{
 use self::{
     mint::Mint,
     pool::{Pool, Taken},
-    ports::{HIGH, LOW, Wires},
+    ports::{BELOW, HIGH, LEGS, LEGS_BELOW, LOW, Wires},
     stream::Fate,
 };
 pub use self::{ports::WireGuard, stream::PooledStream};
-use crate::agent_link::ToAgent;
+use crate::{
+    agent_link::ToAgent,
+    descriptors::{self, Use},
+};
 
 /// How long a dial waits for a socket of an empty pool.
 const POOL_WAIT: Duration = Duration::from_secs(2);
@@ -50,8 +54,19 @@ const POOL_WAIT: Duration = Duration::from_secs(2);
 /// How many stretches of free ports a dial tries before it gives up.
 const TRIES: usize = 16;
 
-/// Where a dial looks for an explicit port, with a socket for each try, before it gives up.
-const EXPLICIT_TRIES: [&RangeInclusive<u16>; 4] = [&HIGH, &HIGH, &LOW, &LOW];
+/// Where a dial looks for an explicit port, with a socket for each try, before it gives up; the first
+/// two if `connect` has not looked there already.
+///
+/// What Linux clients choose from themselves comes last: a client that takes the port of a live dial
+/// waits for its end.
+const EXPLICIT_TRIES: [&RangeInclusive<u16>; 6] = [&HIGH, &HIGH, &BELOW, &BELOW, &LOW, &LEGS_BELOW];
+
+/// Of the sockets that the agent sends at once, how many connections may be waiting for: enough to dial
+/// with, and to begin to make more.
+const WAITED_FOR: usize = 8;
+
+/// How many ports a leg tries below the range that it shares with the application.
+const LEG_TRIES: usize = 12;
 
 /// The pools of one pod's sockets, and which ports its clients use. Clones share them.
 #[derive(Clone, Debug)]
@@ -77,10 +92,8 @@ struct Choice(AtomicU8);
 const UNTRIED: u8 = 0;
 /// Ports are bound explicitly, and such sockets are closed after use.
 const EXPLICIT: u8 = 1;
-/// `connect` chooses from the high range.
-const RANGED_HIGH: u8 = 2;
-/// `connect` chooses from the high range, then from the low one.
-const RANGED: u8 = 3;
+/// `connect` chooses from the high range; what it has no room for is bound explicitly.
+const RANGED: u8 = 2;
 
 // === impl Sockets ===
 
@@ -119,12 +132,19 @@ impl Sockets {
         wait: Duration,
     ) -> io::Result<PooledStream> {
         let (client, to) = (client.to_canonical(), canonical(to));
-        let (taken, fate) = match self.choice(family(to)).0.load(Ordering::Relaxed) {
-            RANGED => self.begin_ranged(client, to, &[HIGH, LOW]).await?,
-            RANGED_HIGH => self.begin_ranged(client, to, &[HIGH]).await?,
-            _ => self.begin_explicit(client, to).await?,
+        let (begun, tried) = match self.choice(family(to)).is_explicit() {
+            false => (self.begin_ranged(client, to).await, 2),
+            true => (Err(no_port()), 0),
         };
-        let stream = self.finish(taken, fate, wait).await?;
+        let (taken, port) = match begun {
+            Err(error) if is_taken(&error) => {
+                let (taken, port) = self.begin_explicit(client, to, tried).await?;
+                (taken, Some(port))
+            }
+            other => (other?, None),
+        };
+        let fate = port.as_ref().map_or(Fate::Reuse, |_| Fate::Close);
+        let stream = self.finish(taken, fate, wait).await?.holding(port);
         stream.count_port(&HIGH);
         Ok(stream)
     }
@@ -142,14 +162,47 @@ impl Sockets {
         let source = source.map(|source| source.to_canonical());
         let source = source.unwrap_or_else(|| kernel::unspecified(family(to)));
         let taken = self.take(SocketKind::OutboundLeg, to).await?;
-        let begun = begin_leg(taken.fd(), source, to, defer);
-        let taken = recycled_unless(begun, taken)?;
-        self.finish(taken, Fate::Reuse, wait).await
+        let begun = begin_leg(taken.fd(), SocketAddr::new(source, 0), to, defer);
+        let (taken, fate) = match recycled_unless(begun, taken) {
+            Err(error) if is_taken(&error) => self.begin_leg_below(source, to, defer).await?,
+            other => (other?, Fate::Reuse),
+        };
+        self.finish(taken, fate, wait).await
+    }
+
+    /// The legs' share of the ports to this destination is used up. More of it would be at the expense
+    /// of the application, whose sockets and legs have one table.
+    async fn begin_leg_below(
+        &self,
+        source: IpAddr,
+        to: SocketAddr,
+        defer: bool,
+    ) -> io::Result<(Taken, Fate)> {
+        for _ in 0..LEG_TRIES {
+            let taken = self.take(SocketKind::OutboundLeg, to).await?;
+            let local = SocketAddr::new(source, rand::random_range(LEGS_BELOW));
+            match begin_leg(taken.fd(), local, to, defer) {
+                Ok(()) => return Ok((taken, Fate::Close)),
+                Err(error) => {
+                    taken.close();
+                    if !is_taken(&error) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Err(no_port())
     }
 
     /// New sockets from the agent.
     pub(crate) fn receive(&self, id: SocketPool, mut sockets: Vec<OwnedFd>) {
-        let fits = |socket: &OwnedFd| kernel::fit(socket.as_fd(), id.kind, *LOW.end()).is_ok();
+        let mut uses = repeat_n(Use::Socket, WAITED_FOR).chain(repeat(Use::Spare));
+        let fits = |socket: &OwnedFd| {
+            let room = uses
+                .next()
+                .map(|for_a| descriptors::suffice(socket, 0, for_a));
+            room == Some(true) && kernel::fit(socket.as_fd(), id.kind, &LEGS).is_ok()
+        };
         sockets.retain(fits);
         match id.kind {
             SocketKind::InboundDial => self.choice(id.family).decide(id.family, &mut sockets),
@@ -223,32 +276,19 @@ impl Sockets {
     }
 
     /// Lets `connect` choose a port among those that no live wire connection of the client has.
-    async fn begin_ranged(
-        &self,
-        client: IpAddr,
-        to: SocketAddr,
-        ranges: &[RangeInclusive<u16>],
-    ) -> io::Result<(Taken, Fate)> {
+    async fn begin_ranged(&self, client: IpAddr, to: SocketAddr) -> io::Result<Taken> {
         let taken = self.take(SocketKind::InboundDial, to).await?;
-        let begun = self.connect_ranged(taken.fd(), client, to, ranges);
-        recycled_unless(begun, taken).map(|taken| (taken, Fate::Reuse))
+        let begun = self.connect_ranged(taken.fd(), client, to);
+        recycled_unless(begun, taken)
     }
 
-    fn connect_ranged(
-        &self,
-        fd: BorrowedFd<'_>,
-        client: IpAddr,
-        to: SocketAddr,
-        ranges: &[RangeInclusive<u16>],
-    ) -> io::Result<()> {
+    fn connect_ranged(&self, fd: BorrowedFd<'_>, client: IpAddr, to: SocketAddr) -> io::Result<()> {
         kernel::bind_late(fd, client)?;
-        for range in ranges {
-            for ports in self.gaps(client, range) {
-                kernel::set_port_range(fd, ports)?;
-                match kernel::connect(fd, to) {
-                    Err(error) if is_taken(&error) => {}
-                    other => return other,
-                }
+        for ports in self.gaps(client, &HIGH) {
+            kernel::set_port_range(fd, ports)?;
+            match kernel::connect(fd, to) {
+                Err(error) if is_taken(&error) => {}
+                other => return other,
             }
         }
         Err(no_port())
@@ -256,11 +296,19 @@ impl Sockets {
 
     /// Binds a port of its choice. One whose earlier connection still waits out its TIME_WAIT is
     /// refused by `connect` only, when the socket can't be bound again.
-    async fn begin_explicit(&self, client: IpAddr, to: SocketAddr) -> io::Result<(Taken, Fate)> {
-        for range in EXPLICIT_TRIES {
+    async fn begin_explicit(
+        &self,
+        client: IpAddr,
+        to: SocketAddr,
+        tried: usize,
+    ) -> io::Result<(Taken, WireGuard)> {
+        for range in EXPLICIT_TRIES.into_iter().skip(tried) {
+            if self.gaps(client, range).next().is_none() {
+                continue;
+            }
             let taken = self.take(SocketKind::InboundDial, to).await?;
             match self.connect_explicit(taken.fd(), client, to, range) {
-                Ok(()) => return Ok((taken, Fate::Close)),
+                Ok(port) => return Ok((taken, port)),
                 Err(error) => {
                     taken.close();
                     if !is_taken(&error) {
@@ -278,13 +326,17 @@ impl Sockets {
         client: IpAddr,
         to: SocketAddr,
         range: &RangeInclusive<u16>,
-    ) -> io::Result<()> {
+    ) -> io::Result<WireGuard> {
         for (from, last) in self.gaps(client, range) {
             let local = SocketAddr::new(client, rand::random_range(from..=last));
             match kernel::bind_now(fd, local) {
                 Err(error) if is_taken(&error) => {}
                 Err(error) => return Err(error),
-                Ok(()) => return kernel::connect(fd, to),
+                // Before anybody else chooses it, whom only connect() would refuse.
+                Ok(()) => {
+                    let port = self.inner.wires.register(local);
+                    return kernel::connect(fd, to).map(|()| port);
+                }
             }
         }
         Err(no_port())
@@ -323,26 +375,18 @@ impl Sockets {
 
 impl Choice {
     fn is_explicit(&self) -> bool {
-        !matches!(self.0.load(Ordering::Relaxed), RANGED | RANGED_HIGH)
+        self.0.load(Ordering::Relaxed) != RANGED
     }
 
-    /// Tries two of the first sockets, which are spent by it.
+    /// Tries one of the first sockets, which is spent by it.
     fn decide(&self, family: Family, sockets: &mut Vec<OwnedFd>) {
-        if self.0.load(Ordering::Relaxed) != UNTRIED || sockets.len() < 3 {
+        if self.0.load(Ordering::Relaxed) != UNTRIED || sockets.len() < 2 {
             return;
         }
-        let mut reaches = |ports| {
-            let socket = sockets.pop();
-            socket.is_some_and(|socket| {
-                kernel::can_choose_from(socket.as_fd(), family, &ports).unwrap_or(false)
-            })
-        };
-        let (high, low) = (reaches(HIGH), reaches(LOW));
-        let choice = match (high, low) {
-            (true, true) => RANGED,
-            (true, false) => RANGED_HIGH,
-            (false, _) => EXPLICIT,
-        };
+        let reaches = sockets.pop().is_some_and(|socket| {
+            kernel::can_choose_from(socket.as_fd(), family, &HIGH).unwrap_or(false)
+        });
+        let choice = if reaches { RANGED } else { EXPLICIT };
         if choice == EXPLICIT {
             tracing::debug!(
                 ?family,
@@ -380,10 +424,26 @@ fn index(id: SocketPool) -> usize {
     }
 }
 
-fn begin_leg(fd: BorrowedFd<'_>, source: IpAddr, to: SocketAddr, defer: bool) -> io::Result<()> {
+/// From `local`, whose port `connect` chooses if it is zero.
+fn begin_leg(fd: BorrowedFd<'_>, local: SocketAddr, to: SocketAddr, defer: bool) -> io::Result<()> {
     kernel::set_defer(fd, defer)?;
-    kernel::bind_late(fd, source)?;
+    let bound = match local.port() {
+        0 => kernel::bind_late(fd, local.ip()),
+        _ => kernel::bind_now(fd, local),
+    };
+    bound.map_err(|error| unless_gone(error, local.ip()))?;
     kernel::connect(fd, to)
+}
+
+/// That an address is none of the pod's any more is no want of ports.
+fn unless_gone(error: io::Error, source: IpAddr) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) => io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            format!("{source} is no address of the pod any more"),
+        ),
+        _ => error,
+    }
 }
 
 fn recycled_unless(begun: io::Result<()>, taken: Taken) -> io::Result<Taken> {

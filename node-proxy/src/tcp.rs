@@ -35,7 +35,7 @@ pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
 
 /// Options of a leg that stays in the pod: it can't die silently, so it is not probed.
 pub(crate) fn tune_local(tcp: &TcpStream) -> io::Result<()> {
-    tcp.set_nodelay(true)
+    tune(tcp)
 }
 
 /// Options of a leg that leaves the pod.
@@ -45,8 +45,15 @@ pub(crate) fn tune_local(tcp: &TcpStream) -> io::Result<()> {
 /// (<https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/tcp_timer.c#L387>). [`is_dead`] tells
 /// the two apart.
 pub(crate) fn tune_wire(tcp: &TcpStream) -> io::Result<()> {
-    tcp.set_nodelay(true)?;
+    tune(tcp)?;
     SockRef::from(tcp).set_tcp_keepalive(&keepalive())
+}
+
+/// An urgent byte stays where it is in the stream, as RFC 6093, 5 recommends: read apart it would be
+/// lost, because TLS has nothing to say it with.
+fn tune(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    SockRef::from(tcp).set_out_of_band_inline(true)
 }
 
 /// How an idle connection is probed: a peer that does not answer is gone after half a minute.
@@ -57,10 +64,20 @@ pub(crate) fn keepalive() -> TcpKeepalive {
         .with_retries(KEEPALIVE_RETRIES)
 }
 
-/// Closes with RST: `SO_LINGER` with zero seconds.
+/// Closes with RST.
 pub(crate) fn reset(tcp: TcpStream) {
-    if let Err(error) = SockRef::from(&tcp).set_linger(Some(Duration::ZERO)) {
-        tracing::debug!(%error, "Could not arrange for a reset");
+    abort_on_close(&tcp, true);
+}
+
+/// Whether the socket's last close sends RST (`SO_LINGER` with zero seconds) and not FIN.
+///
+/// On while a connection is carried: a proxy that is killed would end it with FIN, and an application
+/// whose reply ends with the connection would take a part of it for the whole
+/// (<https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/tcp.c#L3141>).
+pub(crate) fn abort_on_close(tcp: &TcpStream, abort: bool) {
+    let linger = abort.then_some(Duration::ZERO);
+    if let Err(error) = SockRef::from(tcp).set_linger(linger) {
+        tracing::debug!(%error, abort, "Could not say how a socket is to be closed");
     }
 }
 
@@ -118,6 +135,14 @@ pub(crate) fn lost(tcp: &TcpStream) -> Option<io::Error> {
         let named = error.filter(|error| error.raw_os_error() != Some(libc::EPIPE));
         named.unwrap_or_else(|| io::Error::from_raw_os_error(libc::ECONNRESET))
     })
+}
+
+/// Ready when the peer has reset the connection. One that has only said its last (FIN) still waits
+/// for an answer.
+pub(crate) async fn was_reset(tcp: &TcpStream) -> io::Error {
+    let look = || lost(tcp).ok_or_else(|| io::ErrorKind::WouldBlock.into());
+    let reset = tcp.async_io(Interest::ERROR, look).await;
+    reset.unwrap_or_else(|error| error)
 }
 
 /// A peer with a shut window answers the probes, which puts their count back to zero.

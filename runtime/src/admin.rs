@@ -60,14 +60,21 @@ impl Admin {
 
     /// Serves until the task is dropped. A connection's trouble ends that connection only.
     pub async fn serve(self) -> Infallible {
+        let mut failing = false;
         loop {
-            match self.listener.accept().await {
+            let accepted = self.listener.accept().await;
+            let failed = accepted.is_err();
+            match accepted {
                 Ok((stream, _)) => self.begin(stream),
                 Err(error) => {
-                    tracing::warn!(%error, "Could not accept an admin connection");
+                    // Said once, not ten times a second.
+                    if !failing {
+                        tracing::warn!(%error, "Could not accept admin connections");
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
+            failing = failed;
         }
     }
 

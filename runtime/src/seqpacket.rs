@@ -2,14 +2,18 @@
 //! JSON messages with file descriptors over a Unix SEQPACKET socket: one datagram, one message.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, IoSlice},
+    mem::size_of,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     path::Path,
 };
 
-use nix::sys::socket::{
-    self, AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag,
-    SockType, UnixAddr, UnixCredentials, sockopt::PeerCredentials,
+use nix::{
+    libc,
+    sys::socket::{
+        self, AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr,
+        UnixCredentials, sockopt::PeerCredentials,
+    },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::unix::AsyncFd;
@@ -41,6 +45,8 @@ pub struct Message<T> {
     pub body: T,
     /// The descriptors, in the sender's order.
     pub fds: Vec<OwnedFd>,
+    /// There were more, for which this process has no room in its table of descriptors.
+    pub short: bool,
 }
 
 /// A message could not be sent or received. All but [`Error::Malformed`] end the connection.
@@ -129,12 +135,14 @@ impl Channel {
 
     /// Receives one message.
     pub async fn recv<T: DeserializeOwned>(&self) -> Result<Message<T>, Error> {
-        let (bytes, fds) = self.recv_bytes().await?;
+        let Received {
+            bytes, fds, short, ..
+        } = self.recv_bytes().await?;
         let body = serde_json::from_slice(&bytes).map_err(Error::Malformed)?;
-        Ok(Message { body, fds })
+        Ok(Message { body, fds, short })
     }
 
-    async fn recv_bytes(&self) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
+    async fn recv_bytes(&self) -> Result<Received, Error> {
         loop {
             let mut ready = self.fd.readable().await?;
             let received = ready.try_io(|fd| receive(fd.get_ref(), self.max_message, self.max_fds));
@@ -149,7 +157,7 @@ impl Channel {
             if received.bytes.is_empty() {
                 return Err(Error::Closed);
             }
-            return Ok((received.bytes, received.fds));
+            return Ok(received);
         }
     }
 }
@@ -158,6 +166,7 @@ struct Received {
     bytes: Vec<u8>,
     fds: Vec<OwnedFd>,
     truncated: bool,
+    short: bool,
 }
 
 fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
@@ -191,33 +200,60 @@ fn send(fd: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
 }
 
 fn receive(fd: &OwnedFd, max_message: usize, max_fds: usize) -> io::Result<Received> {
-    let mut bytes = vec![0; max_message];
-    let mut control = vec![0; socket::cmsg_space::<[RawFd; SCM_MAX_FD]>()];
-    let mut iov = [IoSliceMut::new(&mut bytes)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = socket::recvmsg::<()>(fd.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
-    let cut = MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC;
-    let fds = owned(message.cmsgs()?);
-    let truncated = message.flags.intersects(cut) || fds.len() > max_fds;
-    let length = message.bytes;
+    let mut bytes = vec![0_u8; max_message];
+    // SAFETY: takes a number, touches no memory.
+    let space = unsafe { libc::CMSG_SPACE((SCM_MAX_FD * size_of::<RawFd>()) as libc::c_uint) };
+    // Of words: a control message is aligned like one.
+    let mut control = vec![0_usize; (space as usize).div_ceil(size_of::<usize>())];
+    let mut iov = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: a plain C struct, for which zeroes are valid.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut iov;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(control.as_slice());
+    // SAFETY: the header names buffers that are as long as it says and outlive the call.
+    let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
+    let length = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel filled the header in, and its buffers are still there.
+    let fds = unsafe { owned(&header) };
     bytes.truncate(length);
     Ok(Received {
         bytes,
+        truncated: header.msg_flags & libc::MSG_TRUNC != 0 || fds.len() > max_fds,
+        // The buffer takes all that the kernel passes on, so it is the table that is full
+        // (<https://elixir.bootlin.com/linux/v6.18/source/net/core/scm.c#L329>).
+        short: header.msg_flags & libc::MSG_CTRUNC != 0,
         fds,
-        truncated,
     })
 }
 
-fn owned(messages: socket::CmsgIterator<'_>) -> Vec<OwnedFd> {
+/// The descriptors that came, also where some did not: nix gives none then, and they would leak.
+///
+/// # Safety
+/// recvmsg(2) must have filled the header in, and nobody else may have taken the descriptors.
+unsafe fn owned(header: &libc::msghdr) -> Vec<OwnedFd> {
     let mut fds = Vec::new();
-    for message in messages {
-        if let ControlMessageOwned::ScmRights(raw) = message {
-            // SAFETY: the kernel just installed these descriptors for this message alone.
-            fds.extend(
-                raw.into_iter()
-                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
-            );
+    // SAFETY: as of the header.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
+    // SAFETY: null, or a control message within the header's buffer.
+    while let Some(message) = unsafe { next.as_ref() } {
+        if (message.cmsg_level, message.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: a message has a head of this length, and its data begins behind that.
+            let (head, data) = unsafe { (libc::CMSG_LEN(0) as usize, libc::CMSG_DATA(next)) };
+            let count = message.cmsg_len.saturating_sub(head) / size_of::<RawFd>();
+            for nth in 0..count {
+                // SAFETY: within the message's data; the kernel installed it for this message alone.
+                fds.push(unsafe {
+                    OwnedFd::from_raw_fd(data.cast::<RawFd>().add(nth).read_unaligned())
+                });
+            }
         }
+        // SAFETY: as of the header.
+        next = unsafe { libc::CMSG_NXTHDR(header, next) };
     }
     fds
 }
@@ -255,5 +291,35 @@ mod tests {
         assert!(a.send(&"x".repeat(100), &[]).await.is_ok());
         let got = b.recv::<String>().await;
         assert!(matches!(got, Err(Error::Truncated { .. })), "{got:?}");
+    }
+
+    /// The table that is filled up is the thread's own.
+    #[test]
+    fn descriptors_for_which_there_is_no_room_are_missed_and_none_leaks() {
+        let thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)?;
+            let (a, b) = socket::socketpair(
+                AddressFamily::Unix,
+                SockType::SeqPacket,
+                None,
+                SockFlag::SOCK_CLOEXEC,
+            )?;
+            // As many as there may be but two.
+            let mut full = Vec::new();
+            while let Ok(fd) = a.try_clone() {
+                full.push(fd);
+            }
+            full.truncate(full.len().saturating_sub(2));
+            for _ in 0..3 {
+                send(&a, b"four", &[a.as_fd(); 4])?;
+                let got = receive(&b, 16, 4)?;
+                assert_eq!((got.fds.len(), got.short, got.truncated), (2, true, false));
+            }
+            Ok::<_, io::Error>(())
+        });
+        let joined = thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        joined.unwrap_or_else(|e| panic!("{e}"));
     }
 }

@@ -3,6 +3,8 @@
 
 mod rig;
 
+use std::time::Duration;
+
 use culvert_api::policy::InboundPolicy;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -10,9 +12,10 @@ use tokio::{
 };
 
 use self::rig::{
-    APP, DEAD, MESHED, SERVICE, assert_echo, assert_reset, client_hello, ok, read_to_end, rig,
+    APP, DEAD, MESHED, SERVICE, SILENT, assert_echo, assert_reset, client_hello, ok, read_to_end,
+    rig,
 };
-use crate::fixture::eventually;
+use crate::{fixture::eventually, outbound, tcp};
 
 const INBOUND: &str = "inbound_tcp_errors_total";
 const OUTBOUND: &str = "outbound_tcp_errors_total";
@@ -242,6 +245,49 @@ fn another_endpoint_is_tried_when_one_does_not_answer() {
 }
 
 #[test]
+fn nothing_is_dialled_for_an_application_that_gave_up() {
+    rig(InboundPolicy::permissive(), async |rig| {
+        rig.resolve(&SILENT.map(|at| (at, &rig.cart.identity, false)));
+        for dst in [SERVICE, "10.96.0.77:80"] {
+            let (client, accepted) = rig.out(dst).await;
+            tcp::reset(client);
+            let handled = outbound::handle(accepted);
+            let handled = tokio::time::timeout(Duration::from_secs(2), handled).await;
+            assert!(handled.is_ok(), "{dst} was dialled to the time-out");
+        }
+        let (client, accepted) = rig.out(SERVICE).await;
+        let handled = tokio::spawn(outbound::handle(accepted));
+        eventually("it is dialled", is_anything_dialled).await;
+        tcp::reset(client);
+        ok(ok(
+            tokio::time::timeout(Duration::from_secs(2), handled).await
+        ));
+        eventually("it is dialled no more", || !is_anything_dialled()).await;
+        rig.assert_metric(OUTBOUND, &[("error", "i/o")], 3);
+    });
+}
+
+#[test]
+fn who_has_said_its_last_before_its_connection_stands_is_served() {
+    rig(InboundPolicy::permissive(), async |rig| {
+        let (mut client, accepted) = rig.out(APP).await;
+        ok(client.write_all(b"hello").await);
+        ok(client.shutdown().await);
+        let handled = tokio::spawn(outbound::handle(accepted));
+        let asked = || !rig.fixture.proxy.destinations.in_use().is_empty();
+        eventually("control is asked", asked).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!handled.is_finished());
+        rig.answer_unknown(APP);
+        let (mut app, _) = rig.accepted().await;
+        assert_eq!(read_to_end(&mut app).await.0, b"hello");
+        ok(app.write_all(b"world").await);
+        ok(app.shutdown().await);
+        assert_eq!(read_to_end(&mut client).await.0, b"world");
+    });
+}
+
+#[test]
 fn a_meshed_endpoint_is_never_dialled_in_plaintext() {
     rig(InboundPolicy::permissive(), async |rig| {
         rig.credentials(&rig.web).await;
@@ -296,6 +342,15 @@ async fn what_is_revoked_moves_nothing_any_more() {
     use std::future::{pending, ready};
     assert_eq!(super::unless(ready(()), ready(1)).await, None);
     assert_eq!(super::unless(pending(), ready(1)).await, Some(1));
+}
+
+/// Whether a socket of this thread's namespace is in SYN_SENT (proc_net_tcp(5)).
+fn is_anything_dialled() -> bool {
+    let sockets = ok(std::fs::read_to_string("/proc/thread-self/net/tcp"));
+    let mut states = sockets
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(3));
+    states.any(|state| state == "02")
 }
 
 fn contains(all: &[u8], part: &[u8]) -> bool {

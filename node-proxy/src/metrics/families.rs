@@ -45,6 +45,7 @@ pub(super) struct Families {
     pub(super) terminate: IntCounterVec,
     pub(super) panics: IntCounter,
     pub(super) connections: IntGauge,
+    pub(super) handshakes: IntGauge,
 }
 
 impl Families {
@@ -111,6 +112,13 @@ impl Families {
                 IntGauge::new(
                     "proxy_open_connections",
                     "Connections that are served now, of all pods",
+                )?,
+            )?,
+            handshakes: registered(
+                registry,
+                IntGauge::new(
+                    "proxy_inbound_handshakes",
+                    "Inbound connections whose client is not known yet, of all pods",
                 )?,
             )?,
         })

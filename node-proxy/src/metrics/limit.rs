@@ -23,6 +23,13 @@ pub(crate) struct Admitted {
     gauge: IntGauge,
 }
 
+/// A connection whose other leg is still to come. Counted until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Dialling {
+    all: Arc<AtomicUsize>,
+}
+
 impl Limit {
     pub(super) fn new(max: usize) -> Self {
         let open = AtomicUsize::new(0);
@@ -61,6 +68,21 @@ impl Admitted {
             limits: [process.clone(), pod.clone()],
             gauge: gauge.clone(),
         })
+    }
+}
+
+// === impl Dialling ===
+
+impl Dialling {
+    pub(super) fn new(all: &Arc<AtomicUsize>) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Self { all: all.clone() }
+    }
+}
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -3,7 +3,9 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    net::IpAddr,
+    os::fd::AsFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -14,9 +16,11 @@ use super::{
     Metrics,
     families::{Families, remove},
     fault::Fault,
-    limit::{Admitted, Limit},
+    handshakes::{Handshakes, Handshaking},
+    limit::{Admitted, Dialling, Limit},
     transport::{Leg, Legs, OpenLeg, Tls},
 };
+use crate::descriptors::{self, Use};
 
 /// Series of peers that nobody talked to for this long are removed, as in Linkerd.
 const IDLE: Duration = Duration::from_secs(600);
@@ -31,6 +35,7 @@ pub struct PodMetrics {
     metrics: Metrics,
     series: Arc<PodSeries>,
     limit: Arc<Limit>,
+    handshakes: Arc<Handshakes>,
 }
 
 /// The series of one set of pod labels.
@@ -75,17 +80,38 @@ impl PodLabels {
 
 impl PodMetrics {
     pub(super) fn new(metrics: Metrics, series: Arc<PodSeries>, max_connections: usize) -> Self {
+        let gauge = metrics.0.families.handshakes.clone();
         Self {
+            handshakes: Arc::new(Handshakes::new(gauge)),
             metrics,
             series,
             limit: Arc::new(Limit::new(max_connections)),
         }
     }
 
-    /// One more connection, unless this pod or this process has too many.
-    pub(crate) fn admit(&self) -> Option<Admitted> {
+    /// One more connection, unless this pod or this process has too many, or descriptors are scarce.
+    pub(crate) fn admit(&self, accepted: &impl AsFd) -> Option<Admitted> {
         let shared = &self.metrics.0;
+        let for_a = match self.limit.open() > shared.limit.open() / 2 {
+            true => Use::GreedyConnection,
+            false => Use::Connection,
+        };
+        let owed = shared.dialling.load(Ordering::Relaxed);
+        if !descriptors::suffice(accepted, owed, for_a) {
+            shared.scarce();
+            return None;
+        }
         Admitted::new(&shared.limit, &self.limit, &shared.families.connections)
+    }
+
+    /// One more client that is not known yet, unless this pod has too many, or too many of its address.
+    pub(crate) fn handshake(&self, from: IpAddr) -> Option<Handshaking> {
+        self.handshakes.begin(from)
+    }
+
+    /// A connection will need a second descriptor, until this is dropped.
+    pub(crate) fn dialling(&self) -> Dialling {
+        Dialling::new(&self.metrics.0.dialling)
     }
 
     /// A connection was opened.

@@ -101,21 +101,30 @@ pub(super) fn has_unread(fd: BorrowedFd<'_>) -> bool {
 
 /// What every socket of a pool has, and keeps when it is used again.
 ///
+/// Its port is no obstacle to an application that wants to listen there: both have SO_REUSEADDR
+/// (<https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/inet_connection_sock.c#L180>).
+///
 /// An inbound dial stays in the pod. Bound to `lo` it may take an address and port again a second
 /// after it closed them, not a minute: a client of many short connections would run out of ports
 /// (<https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/tcp_ipv4.c#L127>).
 ///
-/// An outbound leg takes no port beyond `most`: there the peer's proxy looks for ports of dials
-/// from this pod. A kernel before 6.3 can't be told so.
-pub(super) fn fit(fd: BorrowedFd<'_>, kind: SocketKind, most: u16) -> io::Result<()> {
+/// An outbound leg takes its port from `legs`, and none beyond: there the peer's proxy looks for
+/// ports of dials from this pod. A kernel before 6.3 can't be told so.
+pub(super) fn fit(
+    fd: BorrowedFd<'_>,
+    kind: SocketKind,
+    legs: &RangeInclusive<u16>,
+) -> io::Result<()> {
     let socket = SockRef::from(&fd);
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
+    socket.set_reuse_address(true)?;
     socket.set_tcp_keepalive(&tcp::keepalive())?;
     set_int(fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
     match kind {
         SocketKind::InboundDial => socket.bind_device(Some(b"lo")),
-        SocketKind::OutboundLeg => match set_port_range(fd, (0, most)) {
+        SocketKind::OutboundLeg => match set_port_range(fd, (*legs.start(), *legs.end())) {
             Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
             other => other,
         },
@@ -142,9 +151,18 @@ pub(super) fn set_port_range(fd: BorrowedFd<'_>, (low, high): (u16, u16)) -> io:
     set_int(fd, libc::SOL_IP, IP_LOCAL_PORT_RANGE, range.cast_signed())
 }
 
-/// Binds an address and any port, and listens.
-pub(super) fn listen(fd: BorrowedFd<'_>, address: IpAddr, backlog: i32) -> io::Result<()> {
-    bind(fd, SocketAddr::new(address, 0))?;
+/// Binds an address and one of these ports, the last of which may be zero, and listens. A port that
+/// somebody listens at is lost to connect(), so it is better none of the application's.
+pub(super) fn listen(
+    fd: BorrowedFd<'_>,
+    address: IpAddr,
+    ports: [u16; 3],
+    backlog: i32,
+) -> io::Result<()> {
+    let [first, second, last] = ports.map(|port| SocketAddr::new(address, port));
+    bind(fd, first)
+        .or_else(|_| bind(fd, second))
+        .or_else(|_| bind(fd, last))?;
     SockRef::from(&fd).listen(backlog)
 }
 
@@ -156,7 +174,6 @@ pub(super) fn local_addr(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
 
 /// Binds an address and a port, for good: the socket can't be bound again.
 pub(super) fn bind_now(fd: BorrowedFd<'_>, local: SocketAddr) -> io::Result<()> {
-    SockRef::from(&fd).set_reuse_address(true)?;
     bind(fd, local)
 }
 

@@ -14,9 +14,11 @@ use std::{
 };
 
 use culvert_api::agent::Family;
+use nix::libc;
 use tokio::{net::TcpListener, time::timeout};
 
-use super::{kernel, pool::Pool};
+use super::{kernel, pool::Pool, ports::HIGH};
+use crate::descriptors::{self, Use};
 
 /// A handshake over loopback is over when connect(2) returns, unless the machine is very busy.
 const WAIT: Duration = Duration::from_secs(1);
@@ -139,7 +141,8 @@ impl Mint {
             seeds.leg.take().ok_or_else(missing)?,
         );
         drop(seeds);
-        kernel::listen(listener.as_fd(), loopback(self.family), BACKLOG)?;
+        let ports = [rand::random_range(HIGH), rand::random_range(HIGH), 0];
+        kernel::listen(listener.as_fd(), loopback(self.family), ports, BACKLOG)?;
         let listener = TcpListener::from_std(std::net::TcpListener::from(listener))?;
         let at = listener.local_addr()?;
         Ok(Works { listener, at, leg })
@@ -161,6 +164,9 @@ impl Works {
         let made = timeout(WAIT, self.accept(leg)).await;
         let made = made.map_err(|_| io::ErrorKind::TimedOut)??;
         kernel::disconnect(made.as_fd())?;
+        if !descriptors::suffice(&made, 0, Use::Socket) {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
         Ok(made)
     }
 

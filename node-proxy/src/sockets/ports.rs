@@ -14,16 +14,29 @@ use std::{
 /// Beyond the range that Linux clients take ports from unless told otherwise: tried first.
 pub(super) const HIGH: RangeInclusive<u16> = 61000..=65535;
 
-/// Linux's own range, in which ports of live connections are left out.
+/// Linux's own range, from which clients choose their ports: dials take some of it when all others are
+/// in use.
 pub(super) const LOW: RangeInclusive<u16> = 32768..=60999;
 
-/// The clients' ports of one pod's live wire connections. Clones share them.
+/// Where legs begin: the last part of what they share with the application, so that it keeps most of
+/// its ports to a destination that both connect to.
+pub(super) const LEGS: RangeInclusive<u16> = 52808..=60999;
+
+/// Where they go on when those are used up.
+pub(super) const LEGS_BELOW: RangeInclusive<u16> = 20480..=32767;
+
+/// For the dials of a client that has more connections than there are ports above: apart from the legs
+/// of its own proxy, because a leg that takes the port of a live dial is not answered.
+pub(super) const BELOW: RangeInclusive<u16> = 1024..=20479;
+
+/// The clients' ports of one pod's live wire connections, and of its dials that are bound to one for
+/// good. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wires {
     ports: Arc<Mutex<HashMap<IpAddr, BTreeMap<u16, usize>>>>,
 }
 
-/// A live wire connection: no dial takes its client's port while this is held.
+/// A live connection: no dial takes its client's port while this is held.
 #[derive(Debug)]
 #[must_use]
 pub struct WireGuard {

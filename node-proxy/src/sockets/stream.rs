@@ -18,8 +18,10 @@ use tokio::{
 
 use super::{
     pool::{Pool, Taken},
+    ports::WireGuard,
     recycler::Recycler,
 };
+use crate::tcp;
 
 /// A connection on a socket of a pool. Dropped after both ends closed, its socket is used again.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub struct PooledStream {
     pool: Arc<Pool>,
     recycler: Recycler,
     fate: Fate,
+    /// The port that the socket is bound to for good, kept from others meanwhile.
+    _port: Option<WireGuard>,
 }
 
 /// What becomes of the socket when the stream is dropped.
@@ -54,7 +58,15 @@ impl PooledStream {
             pool,
             recycler,
             fate,
+            _port: None,
         }
+    }
+
+    /// As it is, with the port that it was bound to.
+    pub(super) fn holding(self, port: Option<WireGuard>) -> Self {
+        let mut held = self;
+        held._port = port;
+        held
     }
 
     /// The socket, for its addresses, options and non-blocking reads.
@@ -80,10 +92,26 @@ impl PooledStream {
 
     /// Ends the connection with RST.
     pub fn reset(mut self) {
-        self.fate = match self.fate {
-            Fate::Reuse | Fate::Reset => Fate::Reset,
-            Fate::Close | Fate::ResetAndClose => Fate::ResetAndClose,
-        };
+        self.fate = self.fate.aborting(true);
+    }
+
+    /// Whether RST ends the connection when this is dropped, or the process is killed.
+    pub(crate) fn abort_on_close(&mut self, abort: bool) {
+        tcp::abort_on_close(&self.stream, abort);
+        self.fate = self.fate.aborting(abort);
+    }
+}
+
+// === impl Fate ===
+
+impl Fate {
+    fn aborting(self, abort: bool) -> Self {
+        match (self, abort) {
+            (Self::Reuse | Self::Reset, false) => Self::Reuse,
+            (Self::Reuse | Self::Reset, true) => Self::Reset,
+            (Self::Close | Self::ResetAndClose, false) => Self::Close,
+            (Self::Close | Self::ResetAndClose, true) => Self::ResetAndClose,
+        }
     }
 }
 

@@ -11,8 +11,9 @@ use tokio::{
 
 use super::Session;
 
-/// More than a flight with a chain of certificates needs.
-const MAX_INCOMING: usize = 56 << 10;
+/// More than the longest message that rustls takes, 64 KiB, with the records around it: so all that
+/// rustls takes fits, and what is longer is refused by the length that it begins with.
+const MAX_INCOMING: usize = 72 << 10;
 const READ: usize = 8 << 10;
 
 /// The most that a handshake can have read too much.

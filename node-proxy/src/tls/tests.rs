@@ -13,7 +13,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::*;
+use super::{session::Opened, *};
 
 /// A certificate authority of a mesh of its own.
 pub(crate) struct Authority {
@@ -87,14 +87,16 @@ impl Authority {
     }
 
     fn trusting(&self, service_account: &str, anchors: &Self) -> Credentials {
+        self.chained(service_account, 0, anchors)
+    }
+
+    /// With this authority's certificate that often behind the leaf.
+    fn chained(&self, service_account: &str, times: usize, anchors: &Self) -> Credentials {
         let (leaf, key) = self.certify(&Subject::new(service_account));
         let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-        ok(Credentials::new(
-            &domain(),
-            vec![leaf],
-            key,
-            anchors.anchors(),
-        ))
+        let mut chain = vec![leaf];
+        chain.extend(std::iter::repeat_n(self.certificate.clone(), times));
+        ok(Credentials::new(&domain(), chain, key, anchors.anchors()))
     }
 }
 
@@ -211,6 +213,47 @@ async fn a_server_refuses_a_client_of_another_authority() {
         Err(HandshakeError::Tls(rustls::Error::InvalidCertificate(_)))
     );
     assert!(refused, "{server:?}");
+}
+
+/// What a server says to a client whose chain has `times` certificates behind the leaf.
+async fn said_to(times: usize) -> (HandshakeError, Result<Opened, rustls::Error>, usize) {
+    let authority = Authority::new();
+    let web = client_session(
+        &authority.chained("web", times, &authority),
+        &identity("cart"),
+    );
+    let server = server_session(&authority.credentials("cart"));
+    let (mut dialled, mut accepted) = sockets().await;
+    let serve = tokio::spawn(async move {
+        let Err(error) = handshake(server, &mut accepted, Vec::new()).await else {
+            panic!("a chain of {times} was taken");
+        };
+        // Read to the client's end, so that no reset takes the alert away.
+        ok(accepted.shutdown().await);
+        let _ = tokio::io::copy(&mut accepted, &mut tokio::io::sink()).await;
+        error
+    });
+    let mut done = ok(handshake(web, &mut dialled, Vec::new()).await);
+    let mut sealed = std::mem::take(&mut done.sealed);
+    ok(dialled.read_to_end(&mut sealed).await);
+    drop(dialled);
+    let mut plain = vec![0; sealed.len()];
+    let said = done.session.open(&mut sealed, &mut plain);
+    (ok(serve.await), said, sealed.len())
+}
+
+#[tokio::test]
+async fn a_chain_that_is_too_long_is_refused_by_its_length() {
+    for times in [175, 1000] {
+        let (error, said, length) = said_to(times).await;
+        let HandshakeError::Tls(rustls::Error::InvalidMessage(reason)) = error else {
+            panic!("{times}: {error:?}");
+        };
+        assert_eq!(reason, rustls::InvalidMessage::HandshakePayloadTooLarge);
+        // rustls has no alert for it; RFC 8446, section 6.2, asks for none where it says SHOULD.
+        let nothing = said.map_or(0, |opened| opened.written) == 0 && length < 100;
+        assert!(nothing, "{times}: the client was told {length} bytes");
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use std::{
 
 use culvert_api::{
     agent::{Direction, Family, SocketKind, SocketPool},
+    grpc::v1,
     identity::Identity,
     policy::InboundPolicy,
     workload::{NetnsCookie, PodUid, Workload, WorkloadKey},
@@ -36,6 +37,8 @@ pub(super) const SERVICE: &str = "10.96.0.10:80";
 pub(super) const MESHED: &str = "10.1.0.2:9000";
 /// Where the application of `cart` listens.
 pub(super) const APP: &str = "10.1.0.2:8080";
+/// Nobody answers here.
+pub(super) const SILENT: [&str; 3] = ["10.1.0.97:80", "10.1.0.98:80", "10.1.0.99:80"];
 /// Nobody listens here.
 pub(super) const DEAD: &str = "10.1.0.2:9";
 
@@ -119,6 +122,15 @@ impl Rig {
             .restore(ok(serde_json::from_value(saved)));
     }
 
+    /// Control does not know `at`.
+    pub(super) fn answer_unknown(&self, at: &str) {
+        let answer = v1::Destination {
+            destination: Some(addr(at).into()),
+            kind: Some(v1::destination::Kind::Unknown(v1::Unknown {})),
+        };
+        self.fixture.proxy.destinations.apply(&answer);
+    }
+
     /// Serves `MESHED` as the inbound listener of `cart`.
     pub(super) async fn serve_inbound(&self) {
         let listener = ok(TcpListener::bind(MESHED).await);
@@ -134,13 +146,19 @@ impl Rig {
 
     /// A connection of `web`'s application to `to`, through its outbound listener.
     pub(super) async fn dial_out(&self, to: &str) -> TcpStream {
+        let (dialled, accepted) = self.out(to).await;
+        tokio::spawn(outbound::handle(accepted));
+        dialled
+    }
+
+    /// As [`Rig::dial_out`], for a proxy that has not looked at it yet.
+    pub(super) async fn out(&self, to: &str) -> (TcpStream, Accepted) {
         let listener = ok(TcpListener::bind("10.1.0.2:0").await);
         let dialled = self.connect(ok(listener.local_addr()));
         let (dialled, accepted) = tokio::join!(dialled, listener.accept());
         let (proxy, pod) = (&self.fixture.proxy, &self.web);
         let accepted = Accepted::for_tests(proxy, pod, Direction::Outbound, ok(accepted), addr(to));
-        tokio::spawn(outbound::handle(accepted));
-        dialled
+        (dialled, accepted)
     }
 
     /// A connection of an unmeshed client to `cart`.
