@@ -25,7 +25,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::{
     backoff::Backoff,
-    identities::Identities,
+    identities::{self, Identities},
     pods::{Announced, Pods},
 };
 
@@ -66,6 +66,14 @@ pub(crate) struct AgentLink {
     pub(crate) metrics: AgentMetrics,
 }
 
+/// The pods that a snapshot named.
+#[derive(Debug, Default)]
+struct Named {
+    pods: BTreeSet<WorkloadKey>,
+    /// Something could not be read, which may have named more.
+    in_part: bool,
+}
+
 /// A connection to the agent ended.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
@@ -79,6 +87,8 @@ enum Ended {
     NotHello,
     #[error(transparent)]
     Version(#[from] NoCommonVersion),
+    #[error("the process has no descriptors left for what the agent sends")]
+    NoDescriptors,
 }
 
 /// What a message could not be carried out for.
@@ -164,23 +174,22 @@ impl AgentLink {
         outgoing: &mut UnboundedReceiver<ToAgent>,
         backoff: &mut Backoff,
     ) -> Ended {
-        let channel = match self.greet().await {
-            Ok(channel) => channel,
+        let (channel, version) = match self.greet().await {
+            Ok(greeted) => greeted,
             Err(ended) => return ended,
         };
-        backoff.reset();
         self.metrics.connected.set(1);
-        tracing::info!("Connected to the agent");
+        tracing::info!(version, "Connected to the agent");
         // Wishes from before: the pods repeat theirs when the snapshot names them.
         while outgoing.try_recv().is_ok() {}
         let (replies, mut replied) = tokio::sync::mpsc::unbounded_channel();
         tokio::select! {
-            ended = self.receive(&channel, &replies) => ended,
+            ended = self.receive(&channel, &replies, backoff) => ended,
             ended = send(&channel, &mut replied, outgoing) => ended,
         }
     }
 
-    async fn greet(&self) -> Result<Channel, Ended> {
+    async fn greet(&self) -> Result<(Channel, u32), Ended> {
         let channel = Channel::connect(&self.path, MAX_MESSAGE, MAX_FDS).map_err(Ended::Connect)?;
         channel
             .send(&FromProxy::Hello { versions: VERSIONS }, &[])
@@ -192,7 +201,7 @@ impl AgentLink {
         };
         let version = VERSIONS.agree(versions)?;
         tracing::debug!(version, node, "The agent said hello");
-        Ok(channel)
+        Ok((channel, version))
     }
 
     /// Carries messages out, one after the other: none of them waits for anything.
@@ -200,18 +209,27 @@ impl AgentLink {
         &self,
         channel: &Channel,
         replies: &tokio::sync::mpsc::UnboundedSender<FromProxy>,
+        backoff: &mut Backoff,
     ) -> Ended {
-        let mut named = BTreeSet::new();
+        let mut named = Named::default();
         loop {
             let message = match channel.recv::<FromAgent>().await {
                 Ok(message) => message,
                 Err(error @ seqpacket::Error::Malformed(_)) => {
                     self.metrics.refused.with_label_values(&["malformed"]).inc();
                     tracing::warn!(%error, "Ignored a message of the agent");
+                    named.in_part = true;
                     continue;
                 }
                 Err(error) => return error.into(),
             };
+            // Of sockets any number will do; what is missing of a pod is told again by the next snapshot.
+            if message.short && !matches!(message.body, FromAgent::Sockets { .. }) {
+                return Ended::NoDescriptors;
+            }
+            if matches!(message.body, FromAgent::SnapshotEnd { .. }) {
+                backoff.reset();
+            }
             if let Some(reply) = self.carry_out(message, &mut named) {
                 // The receiver lives as long as this connection.
                 let _ = replies.send(reply);
@@ -219,12 +237,8 @@ impl AgentLink {
         }
     }
 
-    fn carry_out(
-        &self,
-        message: Message<FromAgent>,
-        named: &mut BTreeSet<WorkloadKey>,
-    ) -> Option<FromProxy> {
-        let Message { body, fds } = message;
+    fn carry_out(&self, message: Message<FromAgent>, named: &mut Named) -> Option<FromProxy> {
+        let Message { body, fds, .. } = message;
         let seq = sequence(&body);
         let done = self.apply(body, fds, named);
         if let Err(error) = &done {
@@ -245,7 +259,7 @@ impl AgentLink {
         &self,
         message: FromAgent,
         fds: Vec<OwnedFd>,
-        named: &mut BTreeSet<WorkloadKey>,
+        named: &mut Named,
     ) -> Result<(), Refused> {
         match message {
             FromAgent::Hello { .. } => {}
@@ -258,7 +272,7 @@ impl AgentLink {
                 listeners,
                 ..
             } => {
-                named.insert(key.clone());
+                named.pods.insert(key.clone());
                 let listeners = pair(listeners, fds)?;
                 self.pods.add(Announced {
                     key,
@@ -271,7 +285,7 @@ impl AgentLink {
             FromAgent::Addresses { key, addresses, .. } => self.pods.set_addresses(&key, addresses),
             FromAgent::Withdraw { key, .. } => self.pods.withdraw(&key),
             FromAgent::Remove { key, .. } => {
-                named.remove(&key);
+                named.pods.remove(&key);
                 self.pods.remove(&key);
             }
             FromAgent::SnapshotEnd { .. } => self.snapshot_ended(named),
@@ -288,11 +302,20 @@ impl AgentLink {
         Ok(())
     }
 
-    fn snapshot_ended(&self, named: &BTreeSet<WorkloadKey>) {
-        self.pods.retain(named);
+    /// An agent of a later release may say what this one can't read: no pod is given up for that.
+    fn snapshot_ended(&self, named: &Named) {
+        match named.in_part {
+            true => tracing::warn!(
+                "Not all of the agent's snapshot could be read: pods that it did not name are kept"
+            ),
+            false => self.pods.retain(&named.pods),
+        }
         self.identities.forget_unused();
         self.identities.keep_all();
         self.readiness.done(READINESS);
+        if self.pods.count() == 0 {
+            self.readiness.done(identities::READINESS);
+        }
         tracing::info!(pods = self.pods.count(), "The agent's snapshot is complete");
     }
 }

@@ -175,7 +175,8 @@ impl Wiring {
         let pods = Pods::new(around, known.policies, known.reported);
         self.link_agent(&proxy, &pods, for_agent)?;
         self.link_control(control.0, &proxy, &pods, for_control)?;
-        self.tasks.spawn(tell_certified(certified, pods.clone()));
+        let told = tell_certified(certified, pods.clone(), self.readiness.clone());
+        self.tasks.spawn(told);
         self.tasks.spawn(trim(pods.clone()));
         self.keep_state(&state, &proxy, &pods);
         let (tasks, drain) = (self.tasks, self.config.drain);
@@ -197,6 +198,7 @@ impl Wiring {
         let file = StateFile::new(dir);
         let known = file.load();
         self.readiness.pending(agent_link::READINESS);
+        self.readiness.pending(identities::READINESS);
         if known.is_none() {
             self.readiness.pending(control_link::READINESS);
         }
@@ -319,8 +321,13 @@ fn now(destinations: &Destinations, pods: &Pods) -> State {
     State::new(destinations.save(), policies, reported)
 }
 
-async fn tell_certified(mut certified: UnboundedReceiver<Identity>, pods: Pods) {
+async fn tell_certified(
+    mut certified: UnboundedReceiver<Identity>,
+    pods: Pods,
+    readiness: Readiness,
+) {
     while let Some(identity) = certified.recv().await {
+        readiness.done(identities::READINESS);
         pods.certified(&identity);
     }
 }

@@ -69,6 +69,7 @@ pub(crate) struct ControlMetrics {
     connected: IntGauge,
     streams: IntCounter,
     failures: IntCounter,
+    version_mismatches: IntCounter,
 }
 
 /// The link.
@@ -97,6 +98,19 @@ enum Ended {
     Version(#[from] NoCommonVersion),
 }
 
+// === impl Ended ===
+
+impl Ended {
+    /// Either end may be the one that says so.
+    fn is_version_mismatch(&self) -> bool {
+        match self {
+            Self::Version(_) => true,
+            Self::Status(status) => status.code() == tonic::Code::FailedPrecondition,
+            Self::Unreachable(_) | Self::Closed | Self::NoHello => false,
+        }
+    }
+}
+
 // === impl ControlMetrics ===
 
 impl ControlMetrics {
@@ -113,13 +127,19 @@ impl ControlMetrics {
             "culvert_proxy_control_failures_total",
             "Streams to control that could not be opened, or that broke.",
         )?;
+        let version_mismatches = IntCounter::new(
+            "culvert_proxy_control_version_mismatches_total",
+            "Streams that ended because proxy and control share no version.",
+        )?;
         registry.register(Box::new(connected.clone()))?;
         registry.register(Box::new(streams.clone()))?;
         registry.register(Box::new(failures.clone()))?;
+        registry.register(Box::new(version_mismatches.clone()))?;
         Ok(Self {
             connected,
             streams,
             failures,
+            version_mismatches,
         })
     }
 }
@@ -136,6 +156,9 @@ impl ControlLink {
             let Err(ended) = ended;
             self.metrics.connected.set(0);
             self.metrics.failures.inc();
+            if ended.is_version_mismatch() {
+                self.metrics.version_mismatches.inc();
+            }
             let reason = ended.to_string();
             if reason != last {
                 tracing::warn!(error = %reason, "No stream to control; what is known is served");
@@ -154,11 +177,11 @@ impl ControlLink {
         let (requests, outgoing) = tokio::sync::mpsc::unbounded_channel();
         send(&requests, Request::Hello(self.hello()))?;
         let mut responses = self.control.watch(outgoing).await?;
-        greet(&mut responses).await?;
+        let version = greet(&mut responses).await?;
         backoff.reset();
         self.metrics.connected.set(1);
         self.metrics.streams.inc();
-        tracing::info!("The stream to control is open");
+        tracing::info!(version, "The stream to control is open");
         // What was asked before is asked again from what is wanted now.
         while asks.try_recv().is_ok() {}
         for ask in self.wanted() {
@@ -219,14 +242,13 @@ impl ControlLink {
     }
 }
 
-async fn greet(responses: &mut Streaming<v1::WatchResponse>) -> Result<(), Ended> {
+async fn greet(responses: &mut Streaming<v1::WatchResponse>) -> Result<u32, Ended> {
     let first = tokio::time::timeout(HELLO_TIMEOUT, responses.message()).await;
     let first = first.map_err(|_| Ended::NoHello)??.ok_or(Ended::Closed)?;
     let Some(Response::Hello(hello)) = first.kind else {
         return Err(Ended::NoHello);
     };
-    VERSIONS.agree(Versions::from(&hello))?;
-    Ok(())
+    Ok(VERSIONS.agree(Versions::from(&hello))?)
 }
 
 fn send(requests: &UnboundedSender<v1::WatchRequest>, kind: Request) -> Result<(), Ended> {

@@ -35,6 +35,9 @@ pub(crate) use self::{
 use self::{material::Material, stored::BadKey};
 use crate::{agent_link::ToAgent, control_link::Control, tls::Credentials};
 
+/// What [`culvert_runtime::readiness::Readiness`] calls the first certificate, where there are pods.
+pub(crate) const READINESS: &str = "certificate";
+
 /// How long a connection waits for an identity's first certificate.
 const WAIT: Duration = Duration::from_secs(5);
 

@@ -5,6 +5,7 @@
 mod departed;
 mod listeners;
 mod policy;
+mod registry;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -32,14 +33,13 @@ use tokio::{
 pub(crate) use self::listeners::BadListeners;
 use self::{
     departed::Departed,
-    listeners::{Served, Serving},
-    policy::Stage,
-    report::Report,
+    listeners::Served,
+    registry::{Entry, Registry},
 };
 use crate::{
     agent_link::ToAgent,
     app::Proxy,
-    control_link::{self, Ask},
+    control_link::Ask,
     metrics::PodMetrics,
     sockets::{Recycler, SocketMetrics, Sockets},
     state::Dirty,
@@ -97,25 +97,6 @@ pub(crate) struct Surroundings {
 pub(crate) struct Pods {
     around: Arc<Surroundings>,
     registry: Arc<Mutex<Registry>>,
-}
-
-#[derive(Debug, Default)]
-struct Registry {
-    entries: BTreeMap<WorkloadKey, Entry>,
-    policies: BTreeMap<PodUid, Arc<InboundPolicy>>,
-    /// The pods whose peers know that they are meshed, those of an earlier proxy included.
-    reported: BTreeSet<WorkloadKey>,
-    departed: Departed,
-}
-
-#[derive(Debug)]
-struct Entry {
-    pod: Arc<Pod>,
-    served: Served,
-    /// Its peers may dial it in plaintext until it is reported: it ran before it was enrolled, or
-    /// they were told that it leaves.
-    live: bool,
-    report: Report,
 }
 
 // === impl Pod ===
@@ -199,6 +180,7 @@ impl Pods {
                     pod,
                     served: Served::default(),
                     live: false,
+                    in_grace: false,
                     report: registry.departed.take(key),
                 }
             });
@@ -212,7 +194,11 @@ impl Pods {
         entry.pod.sockets.refill(&announced.addresses);
         entry.pod.addresses.store(Arc::new(announced.addresses));
         self.around.proxy.identities.hold(&entry.pod.identity, &key);
-        let served = entry.serve(listeners, &self.around);
+        let settled = registry.settle(&key, &self.around);
+        let served = match (settled, registry.entries.get_mut(&key)) {
+            (Some(settled), Some(entry)) => entry.serve(listeners, &settled, &self.around),
+            _ => Ok(()),
+        };
         registry.settle(&key, &self.around);
         served
     }
@@ -297,7 +283,9 @@ impl Pods {
             self.remove(key);
         }
         let mut registry = self.lock();
-        registry.reported.retain(|key| named.contains(key));
+        for report in registry.left_unseen(named) {
+            self.ask(Ask::Report(report));
+        }
         registry
             .policies
             .retain(|uid, _| named.iter().any(|key| key.uid == *uid));
@@ -325,13 +313,20 @@ impl Pods {
     /// Control said that every peer knows of a report.
     pub(crate) fn reported(&self, key: &WorkloadKey, generation: u64) {
         let mut registry = self.lock();
+        let registry = &mut *registry;
         let Some(entry) = registry.entries.get_mut(key) else {
             registry.departed.acknowledge(key, generation);
+            self.around.dirty.mark();
             return;
         };
         match entry.report.acknowledge(generation) {
             Some(true) => {
-                registry.reported.insert(key.clone());
+                // Control says it again on each new stream.
+                let news = registry.reported.insert(key.clone());
+                if news && entry.live {
+                    entry.in_grace = true;
+                    self.strict_soon(key.clone(), generation);
+                }
             }
             Some(false) => {
                 registry.reported.remove(key);
@@ -364,12 +359,15 @@ impl Pods {
         policies.chain(reports.map(Ask::Report)).collect()
     }
 
-    /// The policies and reports for the state file.
+    /// The policies and reports for the state file. A pod that left counts as reported until every
+    /// peer knows better: the next proxy tells them.
     pub(crate) fn save(&self) -> (BTreeMap<PodUid, InboundPolicy>, BTreeSet<WorkloadKey>) {
         let registry = self.lock();
         let policies = registry.policies.iter();
         let policies = policies.map(|(uid, policy)| (uid.clone(), (**policy).clone()));
-        (policies.collect(), registry.reported.clone())
+        let departed = registry.departed.keys().cloned();
+        let reported = registry.reported.iter().cloned().chain(departed);
+        (policies.collect(), reported.collect())
     }
 
     /// Closes sockets that were not used for a while.
@@ -419,6 +417,21 @@ impl Pods {
         known.is_some_and(|known| known.pod.workload != *workload)
     }
 
+    /// What peers sent in plaintext before they knew may still be on its way.
+    fn strict_soon(&self, key: WorkloadKey, generation: u64) {
+        let pods = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(GRACE).await;
+            let mut registry = pods.lock();
+            if let Some(entry) = registry.entries.get_mut(&key)
+                && entry.report.current() == Some((generation, true))
+            {
+                entry.in_grace = false;
+                registry.settle(&key, &pods.around);
+            }
+        });
+    }
+
     /// After the grace, unless the withdrawal is called off meanwhile.
     fn withdrawn_soon(&self, key: WorkloadKey, generation: u64) {
         let pods = self.clone();
@@ -445,52 +458,5 @@ impl Pods {
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-// === impl Registry ===
-
-impl Registry {
-    /// Brings policy and report of a pod in line with what is known of it.
-    fn settle(&mut self, key: &WorkloadKey, around: &Surroundings) {
-        let Some(entry) = self.entries.get_mut(key) else {
-            return;
-        };
-        let certified = around.proxy.identities.is_certified(&entry.pod.identity);
-        if entry.report.steer(certified && entry.served.is_complete()) {
-            entry.send_report(around);
-        }
-        let stage = Stage {
-            live: entry.live,
-            reported: self.reported.contains(key),
-            withdrawing: entry.report.is_withdrawing(),
-        };
-        let asked = self.policies.get(&key.uid);
-        entry.pod.enforce(&policy::effective(asked, stage));
-    }
-}
-
-// === impl Entry ===
-
-impl Entry {
-    fn serve(
-        &mut self,
-        listeners: Vec<Serving>,
-        around: &Arc<Surroundings>,
-    ) -> Result<(), BadListeners> {
-        let own = self.served.replace(listeners, &self.pod, around)?;
-        self.pod.own_listeners.store(Arc::new(own));
-        Ok(())
-    }
-
-    fn report(&self) -> Option<control_link::Report> {
-        self.report.of(&self.pod.key)
-    }
-
-    fn send_report(&self, around: &Surroundings) {
-        if let Some(report) = self.report() {
-            // As above.
-            let _ = around.control.send(Ask::Report(report));
-        }
     }
 }

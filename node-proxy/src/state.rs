@@ -53,7 +53,9 @@ enum Unusable {
     Io(#[from] io::Error),
     #[error("it is damaged: {0}")]
     Damaged(#[from] serde_json::Error),
-    #[error("it has version {got}, expected {VERSION}")]
+    #[error(
+        "it has version {got}, expected {VERSION}: a later release wrote it; start that again to use it"
+    )]
     Version { got: u32 },
 }
 
@@ -99,15 +101,16 @@ impl StateFile {
         }
     }
 
-    /// What an earlier proxy left, if it can be used. A damaged file is moved aside.
+    /// What an earlier proxy left, if it can be used. A damaged file, and one of another version,
+    /// is moved aside.
     pub(crate) fn load(&self) -> Option<State> {
         match self.read() {
             Ok(state) => Some(state),
             Err(Unusable::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 let path = self.path.display().to_string();
-                tracing::warn!(%error, path, "Ignored the state of an earlier proxy");
-                self.move_aside();
+                let aside = self.move_aside(&error);
+                tracing::warn!(%error, path, aside = %aside.display(), "Ignored the state of an earlier proxy and put it aside");
                 None
             }
         }
@@ -145,11 +148,16 @@ impl StateFile {
         Ok(serde_json::from_slice(&bytes)?)
     }
 
-    fn move_aside(&self) {
-        let aside = self.path.with_extension("json.damaged");
+    /// Each version has a name of its own, so that no damaged file takes the place of a good one.
+    fn move_aside(&self, reason: &Unusable) -> PathBuf {
+        let aside = match reason {
+            Unusable::Version { got } => self.path.with_extension(format!("json.v{got}")),
+            Unusable::Io(_) | Unusable::Damaged(_) => self.path.with_extension("json.damaged"),
+        };
         if let Err(error) = std::fs::rename(&self.path, &aside) {
-            tracing::warn!(%error, "Could not move the damaged state aside");
+            tracing::warn!(%error, "Could not move the state aside");
         }
+        aside
     }
 }
 
@@ -190,14 +198,48 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_moved_aside() {
-        for damage in ["{", r#"{"version":1}"#, r#"{"version":2}"#, ""] {
+        for (damage, aside) in [
+            ("{", "state.json.damaged"),
+            (r#"{"version":1}"#, "state.json.damaged"),
+            (r#"{"version":2,"later":[]}"#, "state.json.v2"),
+            ("", "state.json.damaged"),
+        ] {
             let (dir, file) = file();
             assert!(std::fs::write(&file.path, damage).is_ok());
             assert_eq!(file.load(), None, "{damage}");
-            assert!(dir.path().join("state.json.damaged").exists(), "{damage}");
+            let kept = std::fs::read_to_string(dir.path().join(aside));
+            assert_eq!(kept.unwrap_or_default(), damage, "it is kept as it was");
             assert!(file.save(&state()).is_ok());
             assert_eq!(file.load(), Some(state()));
         }
+    }
+
+    /// Each way: it is read, and what is written says all that it said.
+    #[test]
+    fn the_state_of_earlier_releases_is_understood() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/recorded");
+        let releases = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let files = releases.map(|release| release.path().join("state/proxy/state.json"));
+        let mut count = 0;
+        for recorded in files.filter(|file| file.exists()) {
+            let (_dir, file) = file();
+            assert!(std::fs::copy(&recorded, &file.path).is_ok());
+            let earlier = value(&file.path);
+            let state = file
+                .load()
+                .unwrap_or_else(|| panic!("{}", recorded.display()));
+            assert!(!state.destinations.is_empty() && !state.reported.is_empty());
+            assert!(file.save(&state).is_ok());
+            let now = value(&file.path);
+            assert!(culvert_api::version::still_says(&now, &earlier), "{now}");
+            count += 1;
+        }
+        assert!(count > 0, "nothing is recorded");
+    }
+
+    fn value(path: &Path) -> serde_json::Value {
+        let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{e}"));
+        serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{e}"))
     }
 
     #[tokio::test(start_paused = true)]

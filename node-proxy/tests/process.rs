@@ -100,7 +100,7 @@ fn it_runs_without_rights_and_ends_when_asked() -> anyhow::Result<()> {
     let mut proxy = Proxy(child);
     let ready = fetched_soon(admin, "/ready")?;
     assert!(
-        ready.contains("503") && ready.contains("waiting for agent, control"),
+        ready.contains("503") && ready.contains("waiting for agent, certificate, control"),
         "{ready}"
     );
     assert!(fetch(admin, "/live")?.contains("200 OK"));

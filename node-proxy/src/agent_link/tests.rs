@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Against an agent in this process.
 
+mod recorded;
+
 use std::os::fd::{AsFd, BorrowedFd};
 
 use culvert_api::{
@@ -187,6 +189,34 @@ async fn pods_outlive_the_agent_and_go_when_the_next_snapshot_does_not_name_them
         .await?;
     assert_eq!(next(&channel).await, FromProxy::Ack { seq: 5 });
     assert_eq!(fixture.pods.count(), 0);
+    Ok(())
+}
+
+/// As a later release would name it, with a listener of a kind that this one does not know.
+#[tokio::test]
+async fn a_pod_that_can_not_be_read_is_kept_and_the_next_whole_snapshot_decides()
+-> anyhow::Result<()> {
+    let mut fixture = Fixture::start().await?;
+    let mut agent = FakeAgent::start(&mut fixture)?;
+    let channel = agent.accept(VERSIONS).await?;
+    let announced = announced()?;
+    channel.send(&pod(1, &announced), &fds(&announced)).await?;
+    assert_eq!(next(&channel).await, FromProxy::Ack { seq: 1 });
+    drop(channel);
+    for (unreadable, kept) in [(true, 1), (false, 0)] {
+        agent.restart()?;
+        let channel = agent.accept(VERSIONS).await?;
+        if unreadable {
+            let mut later = serde_json::to_value(pod(2, &announced))?;
+            later["listeners"][0]["direction"] = "sideways".into();
+            channel.send(&later, &fds(&announced)).await?;
+        }
+        channel
+            .send(&FromAgent::SnapshotEnd { seq: 3 }, &[])
+            .await?;
+        assert_eq!(next(&channel).await, FromProxy::Ack { seq: 3 });
+        assert_eq!(fixture.pods.count(), kept);
+    }
     Ok(())
 }
 

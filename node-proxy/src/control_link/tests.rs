@@ -2,6 +2,7 @@
 //! Against a control plane in this process.
 
 pub(crate) mod fake;
+mod recorded;
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -136,6 +136,24 @@ mod tests {
         }
     }
 
+    /// What a later release stores otherwise begins otherwise, and is refused by its name.
+    #[test]
+    fn a_key_of_an_earlier_release_is_read() {
+        let file = "../tests/recorded/0.1.0/agent-proxy.jsonl";
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{e}"));
+        let hex = text.split("\"content\": \"").nth(1);
+        let hex = hex
+            .and_then(|rest| rest.split('"').next())
+            .unwrap_or_default();
+        let digits = hex.as_bytes().as_chunks::<2>().0.iter();
+        let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let bytes: Option<Vec<_>> = digits.map(byte).collect();
+        let bytes = bytes.unwrap_or_else(|| panic!("{hex}"));
+        let material = decode(&bytes).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(*encode(&material), bytes);
+    }
+
     #[test]
     fn an_unsealed_file_is_refused() {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;

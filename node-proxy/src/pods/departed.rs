@@ -46,6 +46,11 @@ impl Departed {
         }
     }
 
+    /// Whose reports are kept.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &WorkloadKey> {
+        self.reports.keys()
+    }
+
     /// What a new stream has to tell.
     pub(super) fn reports(&self) -> impl Iterator<Item = control_link::Report> {
         let reports = self.reports.iter();

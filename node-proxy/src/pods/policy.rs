@@ -14,7 +14,7 @@ static PERMISSIVE: LazyLock<Arc<InboundPolicy>> =
 pub(super) struct Stage {
     /// It ran before it was enrolled, so that its peers still dial it in plaintext.
     pub(super) live: bool,
-    /// Every peer knows that it is meshed.
+    /// Every peer knows that it is meshed, and has for a while.
     pub(super) reported: bool,
     /// It leaves, so that its peers begin to dial it in plaintext.
     pub(super) withdrawing: bool,

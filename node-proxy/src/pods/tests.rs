@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
-use crate::fixture::{Fixture, announced, eventually, key, known, workload};
+use crate::{
+    control_link,
+    fixture::{Fixture, announced, eventually, key, known, workload},
+    state::State,
+};
 
 impl Pod {
     /// A pod for tests of the data path: with these sockets and this policy.
@@ -134,8 +138,34 @@ async fn a_pod_that_is_gone_leaves_nothing_behind() -> anyhow::Result<()> {
     let pod = Arc::downgrade(&pod(&fixture.pods));
     fixture.pods.remove(&key());
     eventually("its tasks ended", || pod.strong_count() == 0).await;
+    acknowledge_departure(&fixture.pods);
     let (policies, reported) = fixture.pods.save();
     assert!(policies.is_empty() && reported.is_empty());
+    Ok(())
+}
+
+/// Every peer knows that the pod is gone.
+fn acknowledge_departure(pods: &Pods) {
+    let told = pods.lock().departed.reports().next();
+    let told = told.unwrap_or_else(|| panic!("nothing was told"));
+    assert!(!told.steered);
+    pods.reported(&told.key, told.generation);
+}
+
+#[tokio::test]
+async fn what_left_is_told_by_the_next_proxy_too() -> anyhow::Result<()> {
+    let fixture = Fixture::with(known()).await?;
+    fixture.pods.add(announced()?)?;
+    fixture.pods.remove(&key());
+    let (policies, reported) = fixture.pods.save();
+    let next = Fixture::with(State::new(Vec::new(), policies, reported)).await?;
+    next.pods.retain(&BTreeSet::new());
+    let wanted = next.pods.wanted();
+    let told = |ask: &Ask| matches!(ask, Ask::Report(report) if !report.steered);
+    assert!(wanted.iter().any(told), "{wanted:?}");
+    acknowledge_departure(&next.pods);
+    assert_eq!(next.pods.wanted(), []);
+    assert!(next.pods.save().1.is_empty());
     Ok(())
 }
 
@@ -170,8 +200,29 @@ async fn a_withdrawal_that_is_called_off_is_permissive_until_peers_know_again() 
         fixture.pods.add(announced()?)?;
         assert!(!requires_identity(&fixture.pods));
         acknowledge(&fixture.pods);
-        assert!(requires_identity(&fixture.pods));
+        assert!(!requires_identity(&fixture.pods), "some may be on the way");
+        let pods = &fixture.pods;
+        eventually("it is strict again", || requires_identity(pods)).await;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn strict_comes_a_moment_after_the_last_peer_knows() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let live = Announced {
+        live: true,
+        ..announced()?
+    };
+    fixture.pods.add(live)?;
+    fixture.pods.set_policy(&key().uid, InboundPolicy::strict());
+    eventually("it is reported", || report(&fixture.pods).is_some()).await;
+    tokio::time::pause();
+    acknowledge(&fixture.pods);
+    tokio::time::sleep(GRACE / 2).await;
+    assert!(!requires_identity(&fixture.pods));
+    tokio::time::sleep(GRACE).await;
+    assert!(requires_identity(&fixture.pods));
     Ok(())
 }
 
