@@ -6,7 +6,10 @@ use std::{io, path::PathBuf, time::Duration};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::sandbox::layout::{Name, NodeId};
+use crate::sandbox::{
+    families::IpFamilies,
+    layout::{Name, NodeId},
+};
 
 /// Culvert, a service mesh that runs under the pods of a node.
 #[derive(Debug, Parser)]
@@ -98,6 +101,9 @@ pub enum SandboxCommand {
     /// Start one of Culvert's own processes that was held down (for tests)
     #[command(hide = true)]
     Start(Start),
+    /// Reboot a node: all of it is gone but its disk (for tests)
+    #[command(hide = true)]
+    Reboot(Reboot),
     /// The process that keeps a sandbox
     #[command(hide = true)]
     Supervise(Target),
@@ -125,6 +131,11 @@ pub struct StartOptions {
     /// by default.
     #[arg(long, value_name = "DIR", env = "CULVERT_BIN_DIR")]
     pub bin_dir: Option<PathBuf>,
+    /// The address families of nodes, pods and services: IPv4,IPv6 or IPv6,IPv4, the first being
+    /// what a service gets that asks for none, or IPv4 or IPv6 alone. By default IPv4,IPv6, and
+    /// IPv4 where the kernel has no IPv6.
+    #[arg(long, value_name = "FAMILIES")]
+    pub ip_families: Option<IpFamilies>,
     /// The log level of Culvert's own processes.
     #[arg(
         long,
@@ -164,6 +175,7 @@ pub struct StartOptions {
 #[command(after_help = "Examples:\n  \
     culvert sandbox up -f examples/demo\n  \
     culvert sandbox up -f . --nodes 3 --name test\n  \
+    culvert sandbox up -f . --ip-families IPv6\n  \
     culvert sandbox up -f . --proxy-arg=--access-log=json")]
 pub struct Up {
     /// The directory of manifests (*.yaml, *.yml, *.json).
@@ -283,6 +295,16 @@ pub struct Start {
     /// Which process.
     #[command(flatten)]
     pub process: Process,
+}
+
+/// `sandbox reboot`.
+#[derive(Debug, Args)]
+pub struct Reboot {
+    /// Which node.
+    pub node: NodeId,
+    /// Whose.
+    #[command(flatten)]
+    pub target: Target,
 }
 
 /// One of Culvert's own processes.

@@ -20,6 +20,7 @@ pub mod error;
 mod exec;
 mod expansion;
 mod fabric;
+pub mod families;
 mod http;
 mod kill;
 mod kubelet;
@@ -35,6 +36,7 @@ mod pods;
 mod probes;
 mod process;
 mod published;
+mod reboot;
 mod scheduler;
 mod scrape;
 mod services;
@@ -59,6 +61,7 @@ pub fn run(command: SandboxCommand) -> Result<()> {
         SandboxCommand::Demo(args) => demo::run(args),
         SandboxCommand::Kill(args) => kill::kill(&args),
         SandboxCommand::Start(args) => kill::start(&args),
+        SandboxCommand::Reboot(args) => reboot::run(&args),
         SandboxCommand::Supervise(target) => up::supervise(target.name),
         SandboxCommand::DemoApp { app } => demo::app::run(app),
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     daemon::DaemonStatus,
     error::{Doing, Error, Result},
+    families::IpFamilies,
     layout::Layout,
     options::Options,
 };
@@ -44,6 +45,11 @@ pub enum Request {
     Start {
         /// Which.
         process: ProcessName,
+    },
+    /// Reboot a node.
+    Reboot {
+        /// Which, from 1.
+        node: u8,
     },
     /// How is this pod entered?
     Enter {
@@ -109,6 +115,8 @@ pub struct Status {
     pub name: String,
     /// Its directory of manifests.
     pub dir: String,
+    /// The address families of its pods and services.
+    pub ip_families: IpFamilies,
     /// Whether all that is wanted is ready.
     pub ready: bool,
     /// The supervisor's process.
@@ -131,10 +139,14 @@ pub struct Status {
 pub struct NodeStatus {
     /// Its name.
     pub name: String,
-    /// Its address on the fabric.
+    /// Its first address on the fabric.
     pub ip: String,
-    /// The network of its pods.
+    /// Its addresses on the fabric, one of each family.
+    pub ips: Vec<String>,
+    /// The first network of its pods.
     pub pod_network: String,
+    /// The networks of its pods, one of each family.
+    pub pod_networks: Vec<String>,
     /// Its network namespace.
     pub netns: String,
     /// The cgroup of its pods, its agent and its proxy.
@@ -153,8 +165,10 @@ pub struct PodView {
     pub node: String,
     /// Its uid.
     pub uid: String,
-    /// Its address, once it has one.
+    /// Its first address, once it has one.
     pub ip: Option<String>,
+    /// Its addresses, one of each family.
+    pub ips: Vec<String>,
     /// Kubernetes' word for how far it is.
     pub phase: String,
     /// Whether it may get traffic.
@@ -189,8 +203,10 @@ pub struct ServiceView {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its address, or `None`.
+    /// Its first address, or `None`.
     pub cluster_ip: String,
+    /// Its addresses, one of each of its families, or `None`.
+    pub cluster_ips: Vec<String>,
     /// Its ports.
     pub ports: Vec<i32>,
 }

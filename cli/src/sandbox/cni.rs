@@ -81,7 +81,14 @@ struct Failure {
 }
 
 /// The conflist of a node: the bridge of its pods, then Culvert.
-pub fn conflist(subnet: &str, ipam: &Path, agent_socket: &Path, opt_in: &Path) -> Value {
+pub fn conflist(
+    subnets: &[(IpAddr, u8)],
+    ipam: &Path,
+    agent_socket: &Path,
+    opt_in: &Path,
+) -> Value {
+    let ranges: Vec<_> = subnets.iter().map(range).collect();
+    let routes: Vec<_> = subnets.iter().map(default_route).collect();
     json!({
         "cniVersion": "1.0.0",
         "name": "culvert-sandbox",
@@ -93,8 +100,8 @@ pub fn conflist(subnet: &str, ipam: &Path, agent_socket: &Path, opt_in: &Path) -
                 "ipam": {
                     "type": "host-local",
                     "dataDir": ipam,
-                    "ranges": [[{"subnet": subnet}]],
-                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "ranges": ranges,
+                    "routes": routes,
                 },
             },
             {
@@ -107,12 +114,28 @@ pub fn conflist(subnet: &str, ipam: &Path, agent_socket: &Path, opt_in: &Path) -
     })
 }
 
+/// A range set: a pod gets one address of each.
+fn range((network, length): &(IpAddr, u8)) -> Value {
+    json!([{"subnet": format!("{network}/{length}")}])
+}
+
+fn default_route((network, _): &(IpAddr, u8)) -> Value {
+    match network {
+        IpAddr::V4(_) => json!({"dst": "0.0.0.0/0"}),
+        IpAddr::V6(_) => json!({"dst": "::/0"}),
+    }
+}
+
 // === impl Attachment ===
 
 impl Attachment {
-    /// The attachment of a pod, with the arguments that container runtimes give.
-    pub fn of_pod(netns: &Netns, namespace: &str, pod: &str, uid: &str) -> Self {
-        let container_id: String = uid.chars().filter(|c| *c != '-').collect();
+    /// The attachment of a pod, with the arguments that container runtimes give. Each attempt to
+    /// run it is another sandbox.
+    pub fn of_pod(netns: &Netns, namespace: &str, pod: &str, uid: &str, attempt: u32) -> Self {
+        let mut container_id: String = uid.chars().filter(|c| *c != '-').collect();
+        if attempt > 0 {
+            container_id += &format!("-{attempt}");
+        }
         let args = format!(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={pod};\
              K8S_POD_INFRA_CONTAINER_ID={container_id};K8S_POD_UID={uid}"

@@ -182,7 +182,8 @@ impl Runner {
                 order = self.orders.recv() => match order {
                     Some(Order::Kill { signal, hold, done }) => {
                         let killed = self.kill(child.as_ref(), signal, hold);
-                        if killed.is_ok() && signal == Signal::SIGKILL {
+                        // One that waits to be started again has nothing that could end.
+                        if killed.is_ok() && signal == Signal::SIGKILL && child.is_some() {
                             let ended = exit(child.as_mut()).await;
                             self.note_exit(&ended);
                             child = None;

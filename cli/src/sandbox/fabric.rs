@@ -9,7 +9,8 @@ use std::{
 
 use super::{
     error::{Doing, Result},
-    layout::{CONTROL_ADDR, Layout, NodeId},
+    families::IpFamilies,
+    layout::{Layout, NodeId, control_addr},
     links::{Links, inside, sysctl, task},
     netns::{self, Netns},
 };
@@ -40,22 +41,24 @@ pub struct Fabric {
     netns: Netns,
     /// Control's namespace.
     pub control: Netns,
+    families: IpFamilies,
 }
 
 // === impl Fabric ===
 
 impl Fabric {
     /// Makes the bridge and links control to it.
-    pub fn up(layout: &Layout) -> Result<Self> {
+    pub fn up(layout: &Layout, families: IpFamilies) -> Result<Self> {
         let netns = create(layout, &layout.name.fabric_netns())?;
         inside(&netns, task(async |links| links.add_bridge(BRIDGE).await))?;
         let control = create(layout, &layout.name.control_netns())?;
-        let fabric = Self { netns, control };
-        fabric.link(
-            CONTROL_PORT,
-            &fabric.control,
-            vec![(CONTROL_ADDR.into(), 24)],
-        )?;
+        let addrs = families.iter().map(control_addr).collect();
+        let fabric = Self {
+            netns,
+            control,
+            families,
+        };
+        fabric.link(CONTROL_PORT, &fabric.control, None, addrs)?;
         Ok(fabric)
     }
 
@@ -65,9 +68,9 @@ impl Fabric {
         let name = netns.name.clone();
         let set = netns.run(|| sysctl(&FORWARDING));
         set.doing(|| format!("let {name} forward packets"))?;
-        let addrs = vec![(node.addr().into(), 24), (node.addr6().into(), 64)];
-        self.link(&node.to_string(), &netns, addrs)?;
-        route(&self.control, &[node])?;
+        let addrs = self.families.iter().map(|family| node.addr(family));
+        self.link(&node.to_string(), &netns, Some(mac(node)), addrs.collect())?;
+        route(&self.control, self.families, &[node])?;
         Ok(netns)
     }
 
@@ -81,7 +84,13 @@ impl Fabric {
         remove(layout, &layout.name.node_netns(node))
     }
 
-    fn link(&self, port: &str, to: &Netns, addrs: Vec<(IpAddr, u8)>) -> Result<()> {
+    fn link(
+        &self,
+        port: &str,
+        to: &Netns,
+        mac: Option<[u8; 6]>,
+        addrs: Vec<(IpAddr, u8)>,
+    ) -> Result<()> {
         let (port, target) = (port.to_owned(), to.raw());
         let pair = task(async move |links| {
             links.add_veth(&port, NODE_LINK).await?;
@@ -89,17 +98,30 @@ impl Fabric {
             links.move_to(NODE_LINK, target).await
         });
         inside(&self.netns, pair)?;
-        inside(to, task(async move |links| configure(&links, addrs).await))
+        inside(
+            to,
+            task(async move |links| configure(&links, mac, addrs).await),
+        )
     }
 }
 
+/// A node's link address. It is the same after a reboot, as a machine's is: the others would send to
+/// the old one for up to a minute.
+const fn mac(NodeId(node): NodeId) -> [u8; 6] {
+    const LOCAL: u8 = 0x02;
+    [LOCAL, 0, 0, 0, 0, node]
+}
+
 /// Routes the pods of `others` by their nodes.
-pub fn route(netns: &Netns, others: &[NodeId]) -> Result<()> {
-    let others = others.to_vec();
+pub fn route(netns: &Netns, families: IpFamilies, others: &[NodeId]) -> Result<()> {
+    let ways = families.iter().flat_map(|family| {
+        let way = move |other: &NodeId| (other.pod_network(family), other.addr(family).0);
+        others.iter().map(way)
+    });
+    let ways: Vec<_> = ways.collect();
     let routes = task(async move |links| {
-        for other in others {
-            let (network, gateway) = (other.pod_network().into(), other.addr().into());
-            links.add_route(network, 24, gateway).await?;
+        for ((network, length), gateway) in ways {
+            links.add_route(network, length, gateway).await?;
         }
         Ok(())
     });
@@ -136,7 +158,10 @@ pub fn remove(layout: &Layout, name: &str) -> Result<()> {
     Ok(())
 }
 
-async fn configure(links: &Links, addrs: Vec<(IpAddr, u8)>) -> Result<()> {
+async fn configure(links: &Links, mac: Option<[u8; 6]>, addrs: Vec<(IpAddr, u8)>) -> Result<()> {
+    if let Some(mac) = mac {
+        links.set_mac(NODE_LINK, mac).await?;
+    }
     links.up(NODE_LINK).await?;
     for (addr, prefix_len) in addrs {
         links.add_address(NODE_LINK, addr, prefix_len).await?;

@@ -23,12 +23,13 @@ use super::{
     deployments::random_uid,
     error::{Doing, Result},
     fabric::Fabric,
+    families::IpFamily,
     layout::NodeId,
     node::{Node, Site, route_all},
     pods::{Directory, Handle, Placement, World},
     published::{Published, file},
     scheduler::Load,
-    services::{ClusterIps, Endpoints, Key, selects_headless},
+    services::{ClusterIps, Endpoints, Key, has_family, selects_headless},
     tokens,
     wanted::{self, Running, Wanted, deployment_of},
 };
@@ -71,6 +72,7 @@ impl Kubelet {
     ) -> Result<Self> {
         let dir = &site.options.dir;
         let source = Source::watch(dir).doing(|| format!("watch {}", dir.display()))?;
+        let ips = ClusterIps::new(site.options.ip_families);
         Ok(Self {
             site,
             control,
@@ -83,7 +85,7 @@ impl Kubelet {
             changed: Arc::default(),
             fabric,
             gone,
-            ips: ClusterIps::default(),
+            ips,
         })
     }
 
@@ -99,13 +101,23 @@ impl Kubelet {
                 self.nodes.insert(*id, node);
             }
         }
-        block_in_place(|| route_all(&self.nodes.values().collect::<Vec<_>>()))?;
+        block_in_place(|| self.route())?;
         while let Some(last) = self.nodes.last_entry().filter(|last| last.key().0 > count) {
             let node = last.remove();
             self.end_pods_of(node.id).await;
             node.stop(&self.site, &self.fabric).await?;
         }
         Ok(())
+    }
+
+    /// The network between the nodes.
+    pub(super) const fn fabric(&self) -> &Fabric {
+        &self.fabric
+    }
+
+    /// Sets the routes between the nodes.
+    pub(super) fn route(&self) -> Result<()> {
+        route_all(&self.site, &self.nodes.values().collect::<Vec<_>>())
     }
 
     async fn end_pods_of(&mut self, node: NodeId) {
@@ -216,7 +228,9 @@ impl Kubelet {
             let ready = pods
                 .map(|pod| pod.shared.info())
                 .filter(|info| info.is_ready());
-            ready.filter_map(|info| info.ips.first().copied()).collect()
+            let ips = ready.flat_map(|info| info.ips);
+            ips.filter(|ip| has_family(service, IpFamily::of(*ip)))
+                .collect()
         };
         let services = wanted.services.iter();
         services
@@ -252,19 +266,39 @@ impl Kubelet {
         let placement = Placement {
             key: key.clone(),
             uid: random_uid(),
+            attempt: 0,
             node: node.id,
+            host_ips: self.site.host_ips(node.id),
             network: node.network.clone(),
             agent: node.agent.first_ready(),
         };
-        let world = World {
+        let started = Handle::start(self.world(), placement, pod.clone());
+        self.pods.insert(key.clone(), started);
+    }
+
+    /// Starts a pod of a node that was rebooted, as the same pod.
+    pub(super) fn start_again(&mut self, key: &Key, pod: &Handle) {
+        let Some(node) = self.nodes.get(&pod.placement.node) else {
+            return;
+        };
+        let placement = Placement {
+            attempt: pod.placement.attempt + 1,
+            network: node.network.clone(),
+            agent: node.agent.first_ready(),
+            ..pod.placement.clone()
+        };
+        let started = Handle::start(self.world(), placement, pod.pod());
+        self.pods.insert(key.clone(), started);
+    }
+
+    fn world(&self) -> World {
+        World {
             site: self.site.clone(),
             published: self.published.clone(),
             directory: self.directory.subscribe(),
             changed: self.changed.clone(),
             gone: self.gone.clone(),
-        };
-        self.pods
-            .insert(key.clone(), Handle::start(world, placement, pod.clone()));
+        }
     }
 
     fn place(&self, key: &Key, pod: &Pod) -> Option<NodeId> {

@@ -3,12 +3,15 @@
 
 use std::{
     fmt,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-use super::error::{Error, Result};
+use super::{
+    error::{Error, Result},
+    families::IpFamily,
+};
 
 /// The directory of all sandboxes.
 pub const ROOT: &str = "/run/culvert/sandbox";
@@ -22,9 +25,9 @@ pub const CONTROL_NAMESPACE: &str = "culvert";
 pub const TRUST_DOMAIN: &str = "cluster.local";
 /// The port of control's gRPC server.
 pub const CONTROL_PORT: u16 = 8086;
-/// The address of control on the fabric.
-pub const CONTROL_ADDR: Ipv4Addr = Ipv4Addr::new(10, 245, 0, 254);
-/// The most nodes of a sandbox; their pod networks are 10.244.1.0/24 and up.
+/// Control's last part of its addresses on the fabric.
+const CONTROL_HOST: u8 = 254;
+/// The most nodes of a sandbox; their pod networks are 10.244.1.0/24 and fd00:244:0:1::/64 and up.
 pub const MAX_NODES: u8 = 50;
 
 /// The longest name of a sandbox: the path of a node's socket has 108 bytes at most
@@ -119,19 +122,36 @@ impl NodeId {
         (1..=count).map(Self)
     }
 
-    /// The node's address on the fabric, which is a /24.
-    pub fn addr(self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 245, 0, self.0)
+    /// The node's address on the fabric, with the length of the fabric's prefix.
+    pub fn addr(self, family: IpFamily) -> (IpAddr, u8) {
+        on_fabric(family, self.0)
     }
 
-    /// The node's IPv6 address on the fabric, which is a /64.
-    pub fn addr6(self) -> Ipv6Addr {
-        Ipv6Addr::new(0xfd00, 0x245, 0, 0, 0, 0, 0, self.0.into())
+    /// The network of the node's pods.
+    pub fn pod_network(self, family: IpFamily) -> (IpAddr, u8) {
+        match family {
+            IpFamily::V4 => (Ipv4Addr::new(10, 244, self.0, 0).into(), 24),
+            IpFamily::V6 => {
+                let node = self.0.into();
+                let network = Ipv6Addr::new(0xfd00, 0x244, 0, node, 0, 0, 0, 0);
+                (network.into(), 64)
+            }
+        }
     }
+}
 
-    /// The network of the node's pods, a /24.
-    pub fn pod_network(self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 244, self.0, 0)
+/// Control's address on the fabric, with the length of the fabric's prefix.
+pub fn control_addr(family: IpFamily) -> (IpAddr, u8) {
+    on_fabric(family, CONTROL_HOST)
+}
+
+fn on_fabric(family: IpFamily, host: u8) -> (IpAddr, u8) {
+    match family {
+        IpFamily::V4 => (Ipv4Addr::new(10, 245, 0, host).into(), 24),
+        IpFamily::V6 => {
+            let addr = Ipv6Addr::new(0xfd00, 0x245, 0, 0, 0, 0, 0, host.into());
+            (addr.into(), 64)
+        }
     }
 }
 

@@ -63,6 +63,13 @@ pub fn remove(layout: &Layout, cgroups: Option<&Cgroups>) -> Result<bool> {
     Ok(existed)
 }
 
+/// Ends every process of a sandbox but its supervisor.
+pub fn end_processes(cgroups: &Cgroups) -> io::Result<()> {
+    let others = entries(cgroups.base())?.into_iter();
+    let mut others = others.filter(|dir| dir.is_dir() && *dir != cgroups.kubelet());
+    others.try_for_each(|dir| cgroup::kill_all(&dir, PATIENCE))
+}
+
 fn release(layout: &Layout, cgroups: &Cgroups) -> Result<()> {
     let base = cgroups.base();
     let doing = || format!("end the processes in {}", base.display());

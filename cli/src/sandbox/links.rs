@@ -65,6 +65,13 @@ impl Links {
         self.change(message, format!("bring up {link}")).await
     }
 
+    /// Sets the link address of an Ethernet link.
+    pub async fn set_mac(&self, link: &str, mac: [u8; 6]) -> Result<()> {
+        let message = LinkUnspec::new_with_index(index(link)?).address(mac.to_vec());
+        let doing = format!("set the link address of {link}");
+        self.change(message.build(), doing).await
+    }
+
     /// Makes a bridge that is up.
     pub async fn add_bridge(&self, name: &str) -> Result<()> {
         let message = LinkBridge::new(name).up().build();

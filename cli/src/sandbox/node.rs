@@ -4,6 +4,7 @@
 use std::{
     ffi::OsString,
     fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,9 +19,10 @@ use super::{
     daemon::{Daemon, DaemonStatus, Launcher},
     error::{Doing, Result},
     fabric::{self, Fabric},
+    families::{IpFamilies, IpFamily},
     layout::{
-        CONTROL_ADDR, CONTROL_NAMESPACE, CONTROL_PORT, CONTROL_UID, Layout, NodeId, NodeLayout,
-        PROXY_UID, TRUST_DOMAIN,
+        CONTROL_NAMESPACE, CONTROL_PORT, CONTROL_UID, Layout, NodeId, NodeLayout, PROXY_UID,
+        TRUST_DOMAIN, control_addr,
     },
     leftovers,
     netns::Netns,
@@ -77,10 +79,19 @@ struct Plan<'a> {
 impl Node {
     /// Makes a node that is not there yet and starts its processes. Blocks.
     pub fn start(site: &Site, fabric: &Fabric, id: NodeId) -> Result<Self> {
+        Self::try_start(site, fabric, id).inspect_err(|_| {
+            if let Err(error) = clear(site, fabric, id) {
+                tracing::warn!(node = %id, %error, "Could not remove what is there of a node");
+            }
+        })
+    }
+
+    fn try_start(site: &Site, fabric: &Fabric, id: NodeId) -> Result<Self> {
         let netns = fabric.add_node(&site.layout, id)?;
         let plugin_dirs = site.binaries.cni_dirs();
         let layout = site.layout.node(id);
-        prepare(&layout, id).doing(|| format!("prepare {}", layout.root.display()))?;
+        prepare(&layout, id, site.options.ip_families)
+            .doing(|| format!("prepare {}", layout.root.display()))?;
         Ok(Self {
             id,
             agent: site.start(agent(site, id, &netns.name))?,
@@ -95,13 +106,32 @@ impl Node {
 
     /// Ends the node's processes and removes it. Its pods must be gone.
     pub async fn stop(self, site: &Site, fabric: &Fabric) -> Result<()> {
-        self.proxy.stop().await;
-        self.agent.stop().await;
-        fabric.remove_node(&site.layout, self.id)?;
-        let root = site.layout.node(self.id).root;
-        let removed = leftovers::unmount_below(&root).and_then(|()| fs::remove_dir_all(&root));
+        let id = self.id;
+        self.power_off(site, fabric).await?;
+        let root = site.layout.node(id).root;
+        let removed = fs::remove_dir_all(&root);
         removed.doing(|| format!("remove {}", root.display()))
     }
+
+    /// Ends the node's processes, and removes all of it but what is on its disk.
+    pub async fn power_off(self, site: &Site, fabric: &Fabric) -> Result<()> {
+        self.proxy.stop().await;
+        self.agent.stop().await;
+        clear(site, fabric, self.id)
+    }
+}
+
+/// What a reboot takes away: the namespace, the bpffs, the sockets. What is not there is fine.
+fn clear(site: &Site, fabric: &Fabric, id: NodeId) -> Result<()> {
+    let layout = site.layout.node(id);
+    let unmounted = leftovers::unmount_below(&layout.root);
+    unmounted.doing(|| format!("unmount below {}", layout.root.display()))?;
+    match fs::remove_dir_all(layout.run()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+    .doing(|| format!("remove {}", layout.run().display()))?;
+    fabric.remove_node(&site.layout, id)
 }
 
 /// Starts control.
@@ -110,10 +140,17 @@ pub fn start_control(site: &Site) -> Result<Daemon> {
     let state = layout.control();
     give(&state, CONTROL_UID, 0o700).doing(|| format!("give {} to control", state.display()))?;
     let netns = layout.name.control_netns();
+    let any = any(site.options.ip_families);
     let args = args(&[
         ("--manifests", layout.manifests().as_os_str()),
-        ("--listen", format!("0.0.0.0:{CONTROL_PORT}").as_ref()),
-        ("--admin", format!("0.0.0.0:{CONTROL_ADMIN}").as_ref()),
+        (
+            "--listen",
+            SocketAddr::new(any, CONTROL_PORT).to_string().as_ref(),
+        ),
+        (
+            "--admin",
+            SocketAddr::new(any, CONTROL_ADMIN).to_string().as_ref(),
+        ),
         ("--state-dir", state.as_os_str()),
         ("--trust-domain", TRUST_DOMAIN.as_ref()),
         ("--namespace", CONTROL_NAMESPACE.as_ref()),
@@ -131,7 +168,7 @@ pub fn start_control(site: &Site) -> Result<Daemon> {
 }
 
 /// The directories and files of a node, and its bpffs.
-fn prepare(layout: &NodeLayout, id: NodeId) -> io::Result<()> {
+fn prepare(layout: &NodeLayout, id: NodeId, families: IpFamilies) -> io::Result<()> {
     for dir in [
         layout.run(),
         layout.state(),
@@ -150,16 +187,16 @@ fn prepare(layout: &NodeLayout, id: NodeId) -> io::Result<()> {
         MsFlags::empty(),
         NONE,
     )?;
-    write_conflist(layout, id)
+    write_conflist(layout, id, families)
 }
 
-fn write_conflist(layout: &NodeLayout, id: NodeId) -> io::Result<()> {
-    let subnet = format!("{}/24", id.pod_network());
+fn write_conflist(layout: &NodeLayout, id: NodeId, families: IpFamilies) -> io::Result<()> {
+    let subnets: Vec<_> = families.iter().map(|one| id.pod_network(one)).collect();
     let (socket, opt_in) = (
         layout.run().join("cni.sock"),
         layout.state().join("opt-in.json"),
     );
-    let conflist = cni::conflist(&subnet, &layout.ipam(), &socket, &opt_in);
+    let conflist = cni::conflist(&subnets, &layout.ipam(), &socket, &opt_in);
     let path = layout.conflist();
     path.parent().map_or(Ok(()), fs::create_dir_all)?;
     fs::write(path, format!("{conflist:#}\n"))
@@ -197,6 +234,8 @@ fn agent<'a>(site: &Site, id: NodeId, netns: &'a str) -> Plan<'a> {
 
 fn proxy<'a>(site: &Site, id: NodeId, netns: &'a str) -> Plan<'a> {
     let layout = site.layout.node(id);
+    let families = site.options.ip_families;
+    let (control, _) = control_addr(families.primary());
     let args = args(&[
         ("--node", id.to_string().as_ref()),
         (
@@ -205,14 +244,19 @@ fn proxy<'a>(site: &Site, id: NodeId, netns: &'a str) -> Plan<'a> {
         ),
         (
             "--control",
-            format!("{CONTROL_ADDR}:{CONTROL_PORT}").as_ref(),
+            SocketAddr::new(control, CONTROL_PORT).to_string().as_ref(),
         ),
         ("--control-namespace", CONTROL_NAMESPACE.as_ref()),
         ("--trust-domain", TRUST_DOMAIN.as_ref()),
         ("--trust-anchors", layout.trust_anchors().as_os_str()),
         ("--token-file", layout.token().as_os_str()),
         ("--state-dir", layout.proxy_state().as_os_str()),
-        ("--admin", format!("0.0.0.0:{PROXY_ADMIN}").as_ref()),
+        (
+            "--admin",
+            SocketAddr::new(any(families), PROXY_ADMIN)
+                .to_string()
+                .as_ref(),
+        ),
     ]);
     Plan {
         kind: "proxy",
@@ -222,6 +266,14 @@ fn proxy<'a>(site: &Site, id: NodeId, netns: &'a str) -> Plan<'a> {
         admin: PROXY_ADMIN,
         unprivileged: Some(PROXY_UID),
         args,
+    }
+}
+
+/// `[::]` takes IPv4 too.
+fn any(families: IpFamilies) -> IpAddr {
+    match families.contains(IpFamily::V6) {
+        true => Ipv6Addr::UNSPECIFIED.into(),
+        false => Ipv4Addr::UNSPECIFIED.into(),
     }
 }
 
@@ -235,6 +287,12 @@ fn args(pairs: &[(&str, &std::ffi::OsStr)]) -> Vec<OsString> {
 // === impl Site ===
 
 impl Site {
+    /// The addresses of a node.
+    pub fn host_ips(&self, node: NodeId) -> Vec<IpAddr> {
+        let families = self.options.ip_families.iter();
+        families.map(|family| node.addr(family).0).collect()
+    }
+
     fn start(&self, plan: Plan<'_>) -> Result<Daemon> {
         let name = match plan.node {
             Some(node) => format!("{node}-{}", plan.kind),
@@ -282,11 +340,11 @@ impl Site {
 }
 
 /// Routes between every node and the pods of every other.
-pub fn route_all(nodes: &[&Node]) -> Result<()> {
+pub fn route_all(site: &Site, nodes: &[&Node]) -> Result<()> {
     let ids: Vec<_> = nodes.iter().map(|node| node.id).collect();
     for node in nodes {
         let others: Vec<_> = ids.iter().copied().filter(|id| *id != node.id).collect();
-        fabric::route(&node.network.node, &others)?;
+        fabric::route(&node.network.node, site.options.ip_families, &others)?;
     }
     Ok(())
 }

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What `up` asks the supervisor for, kept on disk for its successor.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::Layout;
+use super::{families::IpFamilies, layout::Layout};
 
 /// What a sandbox is to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +18,9 @@ pub struct Options {
     pub dir: PathBuf,
     /// How many nodes.
     pub nodes: u8,
+    /// The address families of pods, services and nodes.
+    #[serde(default)]
+    pub ip_families: IpFamilies,
     /// Where Culvert's programs are.
     pub bin_dir: PathBuf,
     /// The log level of Culvert's processes.
@@ -52,6 +58,25 @@ impl Options {
         fs::rename(new, layout.state())
     }
 
+    /// What can't change while the sandbox is up.
+    pub fn fixed(&self) -> (&Path, IpFamilies, &str, &Extra) {
+        (&self.bin_dir, self.ip_families, &self.log, &self.extra)
+    }
+
+    /// Why it does not become `wanted` while it is up.
+    pub fn refusal(&self, wanted: &Self) -> String {
+        let (has, asked) = (self.ip_families, wanted.ip_families);
+        if has != asked {
+            return format!(
+                "got the address families {asked}, the sandbox is up with {has}: use `--ip-families \
+                 {has}`, or `culvert sandbox down` first"
+            );
+        }
+        "the directory of programs, the log level and additional arguments can't change while the \
+         sandbox is up: use `culvert sandbox down` first"
+            .to_owned()
+    }
+
     /// More arguments for a kind of process.
     pub fn extra(&self, kind: &str) -> &[String] {
         match kind {
@@ -59,5 +84,26 @@ impl Options {
             "agent" => &self.extra.agent,
             _ => &self.extra.proxy,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_families_that_the_sandbox_has() {
+        let options = |families: &str| Options {
+            dir: PathBuf::new(),
+            nodes: 1,
+            ip_families: families.parse().unwrap_or_else(|e| panic!("{e}")),
+            bin_dir: PathBuf::new(),
+            log: String::new(),
+            extra: Extra::default(),
+        };
+        let (has, wanted) = (options("IPv6"), options("IPv4,IPv6"));
+        assert_ne!(has.fixed(), wanted.fixed());
+        assert!(has.refusal(&wanted).contains("`--ip-families IPv6`"));
+        assert!(has.refusal(&has).contains("log level"));
     }
 }

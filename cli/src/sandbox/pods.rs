@@ -2,7 +2,7 @@
 //! A pod's life, as a kubelet leads it: its object is written, it is attached to the network, its
 //! containers run, it is ready or not, and everything of it is removed again.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
@@ -72,8 +72,12 @@ pub struct Placement {
     pub key: Key,
     /// Its uid.
     pub uid: String,
+    /// How many sandboxes it has had before this one.
+    pub attempt: u32,
     /// Its node.
     pub node: NodeId,
+    /// The node's addresses.
+    pub host_ips: Vec<IpAddr>,
     /// The node's network.
     pub network: Arc<Network>,
     /// Whether the node's agent was ever ready.
@@ -153,6 +157,14 @@ impl Handle {
     /// Whether it is ending.
     pub fn is_stopping(&self) -> bool {
         *self.stop.borrow()
+    }
+
+    /// Ends the pod's task as a power cut does. Its processes and its network stay as they are.
+    pub async fn crash(&self) {
+        self.task.abort();
+        while !self.task.is_finished() {
+            sleep(POLL).await;
+        }
     }
 
     /// Ends the pod and waits until it is gone.
@@ -242,7 +254,8 @@ impl Task {
     async fn try_attach(&self) -> Result<Attached, String> {
         let netns = self.make_netns().await.map_err(|error| error.to_string())?;
         let (namespace, name) = &self.placement.key;
-        let attachment = Attachment::of_pod(&netns, namespace, name, &self.placement.uid);
+        let Placement { uid, attempt, .. } = &self.placement;
+        let attachment = Attachment::of_pod(&netns, namespace, name, uid, *attempt);
         let added = self.placement.network.add(&attachment).await;
         let result = match added {
             Ok(result) => result,
@@ -343,17 +356,18 @@ impl Task {
             cgroup::signal(&cgroup, Signal::SIGTERM),
             "end a pod's processes",
         );
-        let grace = self
-            .wanted
-            .borrow()
-            .spec
-            .as_ref()
-            .and_then(|s| s.termination_grace_period_seconds);
-        let grace = Duration::from_secs(grace.unwrap_or(GRACE).try_into().unwrap_or(0));
-        let until = Instant::now() + grace;
+        let until = Instant::now() + self.grace();
         while Instant::now() < until && cgroup::populated(&cgroup).unwrap_or(false) {
             sleep(POLL).await;
         }
+    }
+
+    /// How long after SIGTERM its processes may take.
+    fn grace(&self) -> Duration {
+        let wanted = self.wanted.borrow();
+        let spec = wanted.spec.as_ref();
+        let grace = spec.and_then(|spec| spec.termination_grace_period_seconds);
+        Duration::from_secs(grace.unwrap_or(GRACE).try_into().unwrap_or(0))
     }
 
     /// Takes the pod off the network; what fails is noted and does not hold the rest up.

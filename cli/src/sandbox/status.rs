@@ -129,7 +129,7 @@ fn services(status: &Status) -> Table {
         table.row(vec![
             service.namespace.as_str().into(),
             service.name.as_str().into(),
-            service.cluster_ip.as_str().into(),
+            service.cluster_ips.join(",").into(),
             ports.join(",").into(),
         ]);
     }

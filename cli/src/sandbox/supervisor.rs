@@ -79,9 +79,14 @@ pub fn run(layout: Layout, options: Options) -> Result<()> {
         .worker_threads(2)
         .enable_all()
         .build();
-    runtime
-        .doing(|| "start a runtime".into())?
-        .block_on(supervise(site))
+    let runtime = runtime.doing(|| "start a runtime".into())?;
+    let cgroups = site.cgroups.clone();
+    runtime.block_on(supervise(site)).inspect_err(|_| {
+        // What else is there goes with the next `up` or `down`.
+        if let Err(error) = leftovers::end_processes(&cgroups) {
+            tracing::warn!(%error, "Could not end the processes that were started");
+        }
+    })
 }
 
 /// Held as long as the process lives, whatever ends it.
@@ -151,7 +156,7 @@ async fn set_up(site: &Arc<Site>, gone: mpsc::UnboundedSender<(Key, String)>) ->
     }
     let published = Published::create(layout.manifests());
     let published = published.doing(|| format!("make {}", layout.manifests().display()))?;
-    let fabric = tokio::task::block_in_place(|| Fabric::up(layout))?;
+    let fabric = tokio::task::block_in_place(|| Fabric::up(layout, site.options.ip_families))?;
     // Before control starts, which looks for changes only now and then.
     let nodes: Vec<_> = NodeId::first(site.options.nodes).collect();
     tokens::issue(layout, &nodes).doing(|| "issue join tokens".into())?;
@@ -286,6 +291,12 @@ impl Supervisor {
                 hold,
             } => done(self.kill(&process, signal, hold).await),
             Request::Start { process } => done(self.start(&process).await),
+            Request::Reboot { node } => done(
+                self.kubelet
+                    .reboot(NodeId(node))
+                    .await
+                    .map_err(|e| e.to_string()),
+            ),
             Request::Enter { pod, container } => self.enter(&pod, container.as_deref()),
         };
         // The one who asked may have gone.
@@ -295,19 +306,8 @@ impl Supervisor {
 
     async fn apply(&mut self, options: Options) -> Result<()> {
         let site = &self.kubelet.site;
-        let fixed = (&options.bin_dir, &options.log, &options.extra);
-        if fixed
-            != (
-                &site.options.bin_dir,
-                &site.options.log,
-                &site.options.extra,
-            )
-        {
-            return Err(Error::Supervisor(
-                "the directory of programs, the log level and additional arguments can't change \
-                 while the sandbox is up: use `culvert sandbox down` first"
-                    .into(),
-            ));
+        if options.fixed() != site.options.fixed() {
+            return Err(Error::Supervisor(site.options.refusal(&options)));
         }
         let (dir, nodes) = (options.dir.clone(), self.kubelet.nodes.len());
         let site = Site {

@@ -89,11 +89,17 @@ const PROBE: Fields = Fields {
 };
 
 const SERVICE: Fields = Fields {
-    works: &["clusterIP", "clusterIPs", "ports", "selector", "type"],
-    no_effect: &[
-        "internalTrafficPolicy",
+    works: &[
+        "clusterIP",
+        "clusterIPs",
         "ipFamilies",
         "ipFamilyPolicy",
+        "ports",
+        "selector",
+        "type",
+    ],
+    no_effect: &[
+        "internalTrafficPolicy",
         "sessionAffinityConfig",
         "trafficDistribution",
     ],

@@ -57,6 +57,7 @@ pub fn options(dir: PathBuf, nodes: u8, start: StartOptions) -> Result<Options> 
     Ok(Options {
         dir,
         nodes,
+        ip_families: start.ip_families.unwrap_or_default(),
         bin_dir: Binaries::find(start.bin_dir.as_deref())?.dir,
         log: start.log,
         extra: Extra {

@@ -13,6 +13,7 @@ use super::{
         Handle,
         state::{Doing, service_account},
     },
+    services::cluster_ips,
     wanted::deployment_of,
 };
 
@@ -22,6 +23,7 @@ impl Kubelet {
         let mut status = Status {
             name: self.site.layout.name.to_string(),
             dir: self.site.options.dir.display().to_string(),
+            ip_families: self.site.options.ip_families,
             ready: false,
             supervisor_pid: std::process::id(),
             nodes: self.nodes.keys().map(|node| self.node(*node)).collect(),
@@ -35,10 +37,18 @@ impl Kubelet {
     }
 
     fn node(&self, id: NodeId) -> NodeStatus {
+        let families = self.site.options.ip_families;
+        let ips = self.site.host_ips(id);
+        let networks = families.iter().map(|family| id.pod_network(family));
+        let networks: Vec<_> = networks
+            .map(|(network, length)| format!("{network}/{length}"))
+            .collect();
         NodeStatus {
             name: id.to_string(),
-            ip: id.addr().to_string(),
-            pod_network: format!("{}/24", id.pod_network()),
+            ip: ips.first().map(ToString::to_string).unwrap_or_default(),
+            ips: ips.iter().map(ToString::to_string).collect(),
+            pod_network: networks.first().cloned().unwrap_or_default(),
+            pod_networks: networks,
             netns: self.site.layout.name.node_netns(id),
             cgroup: self.site.cgroups.kubepods(id).display().to_string(),
         }
@@ -77,6 +87,7 @@ impl Kubelet {
             node: handle.placement.node.to_string(),
             uid: handle.placement.uid.clone(),
             ip: info.ips.first().map(ToString::to_string),
+            ips: info.ips.iter().map(ToString::to_string).collect(),
             phase: info.phase.to_owned(),
             ready: info.is_ready(),
             reason: info.why_not_ready(),
@@ -170,6 +181,7 @@ fn service((namespace, name): &(String, String), service: &Service) -> ServiceVi
         cluster_ip: spec
             .and_then(|spec| spec.cluster_ip.clone())
             .unwrap_or_default(),
+        cluster_ips: cluster_ips(service).to_vec(),
         ports: ports.map(|port| port.port).collect(),
     }
 }

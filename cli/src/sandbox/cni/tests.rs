@@ -36,7 +36,7 @@ impl Rig {
     }
 
     fn attachment(&self) -> Attachment {
-        Attachment::of_pod(&self.network.node, "ns", "pod", "0a-0b")
+        Attachment::of_pod(&self.network.node, "ns", "pod", "0a-0b", 0)
     }
 
     fn read(&self, file: &str) -> String {

@@ -31,7 +31,7 @@ pub fn run(app: DemoApp) -> Result<()> {
 }
 
 fn serve(port: u16, upstream: Option<String>) -> io::Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", port))?;
+    let listener = bind(port)?;
     println!("listening on {}", listener.local_addr()?);
     loop {
         let (stream, _) = listener.accept()?;
@@ -57,6 +57,12 @@ fn answer(mut stream: TcpStream, upstream: Option<&str>) -> io::Result<()> {
         stream.write_all(format!("{reply}\n").as_bytes())?;
     }
     Ok(())
+}
+
+/// Both families where there are both.
+fn bind(port: u16) -> io::Result<TcpListener> {
+    let both = TcpListener::bind(("::", port));
+    both.or_else(|_| TcpListener::bind(("0.0.0.0", port)))
 }
 
 /// The answer, and the own address.

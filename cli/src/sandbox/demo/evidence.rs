@@ -117,7 +117,7 @@ fn add(captures: Vec<Capture>) -> Result<Findings> {
 
 /// How the streams between meshed pods began.
 pub fn between_meshed(findings: &Findings, status: &Status) -> Beginnings {
-    let meshed: BTreeSet<IpAddr> = status.pods.iter().filter_map(meshed_ip).collect();
+    let meshed: BTreeSet<IpAddr> = status.pods.iter().flat_map(meshed_ips).collect();
     let ours = findings
         .streams
         .iter()
@@ -128,8 +128,9 @@ pub fn between_meshed(findings: &Findings, status: &Status) -> Beginnings {
     })
 }
 
-fn meshed_ip(pod: &PodView) -> Option<IpAddr> {
-    pod.ip.as_deref().filter(|_| pod.meshed)?.parse().ok()
+fn meshed_ips(pod: &PodView) -> impl Iterator<Item = IpAddr> {
+    let ips = pod.ips.iter().filter(|_| pod.meshed);
+    ips.filter_map(|ip| ip.parse().ok())
 }
 
 /// What the traffic generator said last.

@@ -10,6 +10,7 @@ use nix::mount::{MsFlags, mount};
 use super::*;
 use crate::sandbox::{
     fabric::{self, Fabric},
+    families::{IpFamilies, IpFamily},
     layout::{Name, NodeId},
     netns::Netns,
 };
@@ -34,7 +35,8 @@ impl Rig {
     }
 
     fn fabric(&self, nodes: u8) -> (Fabric, Vec<Netns>) {
-        let fabric = Fabric::up(&self.layout).unwrap_or_else(|e| panic!("{e}"));
+        let fabric =
+            Fabric::up(&self.layout, IpFamilies::default()).unwrap_or_else(|e| panic!("{e}"));
         let node = |id| {
             fabric
                 .add_node(&self.layout, id)
@@ -120,14 +122,17 @@ fn a_sandbox_does_not_touch_another_one_whose_name_begins_like_its_own() {
 fn nodes_reach_each_other_and_the_pods_behind() {
     let rig = Rig::new("net");
     let (_fabric, nodes) = rig.fabric(2);
-    fabric::route(&nodes[0], &[NodeId(2)]).unwrap_or_else(|e| panic!("{e}"));
-    let listener = nodes[1].run(|| TcpListener::bind((NodeId(2).addr(), 0)));
-    let listener = listener.unwrap_or_else(|e| panic!("{e}"));
-    let addr = listener.local_addr().unwrap_or_else(|e| panic!("{e}"));
-    let client = nodes[0].run(move || TcpStream::connect(addr));
-    assert!(client.is_ok(), "{client:?}");
-    let peer = listener.accept().map(|(_, peer)| peer.ip().to_string());
-    assert_eq!(peer.ok().as_deref(), Some("10.245.0.1"));
+    let routed = fabric::route(&nodes[0], IpFamilies::default(), &[NodeId(2)]);
+    routed.unwrap_or_else(|e| panic!("{e}"));
+    for family in [IpFamily::V4, IpFamily::V6] {
+        let listener = nodes[1].run(move || TcpListener::bind((NodeId(2).addr(family).0, 0)));
+        let listener = listener.unwrap_or_else(|e| panic!("{e}"));
+        let addr = listener.local_addr().unwrap_or_else(|e| panic!("{e}"));
+        let client = nodes[0].run(move || TcpStream::connect(addr));
+        assert!(client.is_ok(), "{client:?}");
+        let peer = listener.accept().map(|(_, peer)| peer.ip());
+        assert_eq!(peer.ok(), Some(NodeId(1).addr(family).0));
+    }
     let routes = nodes[0].run(|| {
         let mut routes = String::new();
         fs::File::open("/proc/thread-self/net/route")?.read_to_string(&mut routes)?;

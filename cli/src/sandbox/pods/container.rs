@@ -9,7 +9,10 @@ use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
-use tokio::{process::Child, time::sleep};
+use tokio::{
+    process::Child,
+    time::{sleep, timeout},
+};
 
 use super::{
     PATH, Task,
@@ -109,8 +112,27 @@ impl Task {
         tokio::select! {
             ended = child.wait() => return ended,
             () = readiness => {}
-            why = dead => self.note_death(container, pid, &why),
+            why = dead => return self.end_unwell(container, pid, &why, child).await,
         }
+        child.wait().await
+    }
+
+    /// SIGTERM, and SIGKILL when the pod's grace is over.
+    async fn end_unwell(
+        &self,
+        container: &Container,
+        pid: i32,
+        why: &str,
+        child: &mut Child,
+    ) -> io::Result<ExitStatus> {
+        let (name, group) = (&container.name, Pid::from_raw(pid));
+        tracing::warn!(pod.name = %self.placement.key.1, container = %name, why, "A liveness probe failed");
+        // It may have ended by itself.
+        let _ = killpg(group, Signal::SIGTERM);
+        if let Ok(ended) = timeout(self.grace(), child.wait()).await {
+            return ended;
+        }
+        let _ = killpg(group, Signal::SIGKILL);
         child.wait().await
     }
 
@@ -141,12 +163,6 @@ impl Task {
             info.unready = result.err().unwrap_or_default();
         });
         self.publish();
-    }
-
-    fn note_death(&self, container: &Container, pid: i32, why: &str) {
-        let name = &container.name;
-        tracing::warn!(pod.name = %self.placement.key.1, container = %name, why, "A liveness probe failed");
-        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
     }
 
     fn ended_for_good(&self, container: &Container, code: Result<i32, String>) -> Terminated {

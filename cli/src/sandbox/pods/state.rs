@@ -233,14 +233,14 @@ impl Info {
 
     fn status(&self, placement: &Placement) -> PodStatus {
         let ips = self.ips.iter().map(|ip| PodIP { ip: ip.to_string() });
-        let host = placement.node.addr().to_string();
+        let hosts = placement.host_ips.iter().map(ToString::to_string);
         PodStatus {
             phase: Some(self.phase.to_owned()),
             reason: Some(self.reason.clone()).filter(|reason| !reason.is_empty()),
             pod_ip: self.ips.first().map(ToString::to_string),
             pod_ips: Some(ips.collect()).filter(|ips: &Vec<_>| !ips.is_empty()),
-            host_ip: Some(host.clone()),
-            host_ips: Some(vec![HostIP { ip: host }]),
+            host_ip: hosts.clone().next(),
+            host_ips: Some(hosts.map(|ip| HostIP { ip }).collect()),
             conditions: Some(vec![self.ready_condition()]),
             container_statuses: Some(self.containers.iter().map(ContainerInfo::status).collect()),
             start_time: Some(Time(self.created)),

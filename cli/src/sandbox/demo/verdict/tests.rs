@@ -7,7 +7,7 @@ use crate::sandbox::{
 
 fn pod(ip: &str) -> PodView {
     PodView {
-        ip: Some(ip.into()),
+        ips: vec![ip.into()],
         meshed: true,
         ..PodView::default()
     }
