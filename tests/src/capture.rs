@@ -56,10 +56,15 @@ struct Segment<'a> {
 impl Capture {
     /// Starts in a namespace; returns when packets are being taken.
     pub fn start(netns: &Netns) -> anyhow::Result<Self> {
+        Self::only(netns, b"")
+    }
+
+    /// Keeps the packets that hold these bytes only, so that it may take long.
+    pub fn only(netns: &Netns, bytes: &[u8]) -> anyhow::Result<Self> {
         let socket = netns.run(|| Ok(open()?))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = netns.spawn(move || take(socket, &stopped))?;
+        let (stopped, wanted) = (Arc::clone(&stop), bytes.to_owned());
+        let thread = netns.spawn(move || take(socket, &stopped, &wanted))?;
         Ok(Self { stop, thread })
     }
 
@@ -82,12 +87,13 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn take(mut socket: Socket, stop: &AtomicBool) -> anyhow::Result<Vec<Vec<u8>>> {
+fn take(mut socket: Socket, stop: &AtomicBool, wanted: &[u8]) -> anyhow::Result<Vec<Vec<u8>>> {
     let mut packets = Vec::new();
     let mut buffer = vec![0; 1 << 17];
     loop {
         match socket.read(&mut buffer) {
-            Ok(n) => packets.push(buffer[..n].to_vec()),
+            Ok(n) if holds(&buffer[..n], wanted) => packets.push(buffer[..n].to_vec()),
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if stop.load(Ordering::Relaxed) {
                     return Ok(packets);
@@ -103,8 +109,17 @@ fn take(mut socket: Socket, stop: &AtomicBool) -> anyhow::Result<Vec<Vec<u8>>> {
 impl Captured {
     /// How many packets hold these bytes.
     pub fn count(&self, bytes: &[u8]) -> usize {
-        let holds = |packet: &&Vec<u8>| packet.windows(bytes.len()).any(|window| window == bytes);
-        self.packets.iter().filter(holds).count()
+        let of = |packet: &&Vec<u8>| holds(packet, bytes);
+        self.packets.iter().filter(of).count()
+    }
+
+    /// Only what an address sent or was sent by TCP over IPv4: the kubelet's probes are not.
+    pub fn of(mut self, peer: IpAddr) -> Self {
+        self.packets.retain(|packet| {
+            let flow = segment(packet).map(|segment| segment.flow);
+            flow.is_some_and(|flow| flow.from.ip() == peer || flow.to.ip() == peer)
+        });
+        self
     }
 
     /// The bytes that each flow from or to a port of an address carried, as far as they are whole.
@@ -135,6 +150,10 @@ impl Captured {
     }
 }
 
+fn holds(packet: &[u8], bytes: &[u8]) -> bool {
+    bytes.is_empty() || packet.windows(bytes.len()).any(|window| window == bytes)
+}
+
 /// Captured on several interfaces, a segment comes several times. Sequence numbers of one
 /// connection of a test are too close to wrap, but they may start anywhere.
 fn join(segments: BTreeMap<u32, &[u8]>) -> Vec<u8> {
@@ -150,21 +169,33 @@ fn join(segments: BTreeMap<u32, &[u8]>) -> Vec<u8> {
     bytes
 }
 
+/// Without IPv6's extension headers: between pods there are none.
 fn segment(packet: &[u8]) -> Option<Segment<'_>> {
+    const TCP: u8 = 6;
     let ip = packet.get(ETHERNET..)?;
-    let is_ipv4_tcp = packet.get(12..14)? == [8, 0] && *ip.get(9)? == 6;
-    if !is_ipv4_tcp {
-        return None;
+    match packet.get(12..14)? {
+        [0x08, 0x00] if *ip.get(9)? == TCP => {
+            let total = usize::from(u16_at(ip, 2)?);
+            let addr = |at| Some(IpAddr::from(bytes_at::<4>(ip, at)?));
+            let tcp = ip.get(usize::from(ip[0] & 15) * 4..total)?;
+            payload(tcp, addr(12)?, addr(16)?)
+        }
+        [0x86, 0xdd] if *ip.get(6)? == TCP => {
+            let total = 40 + usize::from(u16_at(ip, 4)?);
+            let addr = |at| Some(IpAddr::from(bytes_at::<16>(ip, at)?));
+            payload(ip.get(40..total)?, addr(8)?, addr(24)?)
+        }
+        _ => None,
     }
-    let total = usize::from(u16_at(ip, 2)?);
-    let tcp = ip.get(usize::from(ip[0] & 15) * 4..total)?;
+}
+
+fn payload(tcp: &[u8], from: IpAddr, to: IpAddr) -> Option<Segment<'_>> {
     let payload = tcp.get(usize::from(*tcp.get(12)? >> 4) * 4..)?;
-    let addr = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(ip.get(at..at + 4)?).ok()?));
     let flow = Flow {
-        from: SocketAddr::new(addr(12)?, u16_at(tcp, 0)?),
-        to: SocketAddr::new(addr(16)?, u16_at(tcp, 2)?),
+        from: SocketAddr::new(from, u16_at(tcp, 0)?),
+        to: SocketAddr::new(to, u16_at(tcp, 2)?),
     };
-    let sequence = u32::from_be_bytes(tcp.get(4..8)?.try_into().ok()?);
+    let sequence = u32::from_be_bytes(bytes_at(tcp, 4)?);
     (!payload.is_empty()).then_some(Segment {
         flow,
         sequence,
@@ -172,8 +203,12 @@ fn segment(packet: &[u8]) -> Option<Segment<'_>> {
     })
 }
 
+fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
+}
+
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+    Some(u16::from_be_bytes(bytes_at(bytes, at)?))
 }
 
 /// Records of the types 20 to 23 and versions 3.x, one after the other; the last may be cut.

@@ -9,12 +9,15 @@
 
 pub mod app;
 pub mod binaries;
+pub mod calls;
 pub mod capture;
 pub mod manifests;
 pub mod metrics;
 pub mod netns;
 pub mod process;
+pub mod programs;
 pub mod require;
+pub mod runtime;
 pub mod sandbox;
 pub mod suite;
 pub mod tls;

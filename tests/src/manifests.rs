@@ -34,8 +34,8 @@ impl Pod {
         Self { name, object }
     }
 
-    /// A pod that runs `culvert-testapp serve` with these `PORT=BEHAVIOUR`, ready when the first
-    /// port answers a TCP probe.
+    /// A pod that runs `culvert-testapp serve` with these `PORT=BEHAVIOUR`, or `[::]:PORT=BEHAVIOUR`
+    /// for both families, ready when the first port answers a TCP probe.
     pub fn serving(name: &str, node: &str, testapp: &Path, listen: &[&str]) -> Self {
         let testapp = testapp.display().to_string();
         let mut command = vec![testapp.as_str(), "serve", "--log"];
@@ -43,9 +43,8 @@ impl Pod {
             command.extend(["--listen", listen]);
         }
         let pod = Self::new(name, node, &command);
-        let port = listen
-            .first()
-            .and_then(|listen| listen.split('=').next()?.parse().ok());
+        let first = listen.first().and_then(|listen| listen.split('=').next());
+        let port = first.and_then(|at| at.trim_start_matches("[::]:").parse().ok());
         match port {
             Some(port) => pod.tcp_probe(port),
             None => pod,
@@ -87,6 +86,13 @@ impl Pod {
     pub fn tcp_probe(mut self, port: u16) -> Self {
         let probe = json!({"tcpSocket": {"port": port}, "periodSeconds": 1});
         self.object["spec"]["containers"][0]["readinessProbe"] = probe;
+        self
+    }
+
+    /// Restarted at the first second in which no TCP connection to the port opens.
+    pub fn liveness_probe(mut self, port: u16) -> Self {
+        let probe = json!({"tcpSocket": {"port": port}, "periodSeconds": 1, "failureThreshold": 1});
+        self.object["spec"]["containers"][0]["livenessProbe"] = probe;
         self
     }
 

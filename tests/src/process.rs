@@ -100,18 +100,20 @@ impl Running {
 
     /// The next line that the program prints, as JSON.
     pub fn next<T: DeserializeOwned>(&mut self, patience: Duration) -> anyhow::Result<T> {
-        match self.lines.recv_timeout(patience) {
-            Ok(line) => serde_json::from_str(&line)
-                .with_context(|| format!("`{}` printed {line:?}", self.command)),
-            Err(error) => {
-                let _ = self.child.kill();
-                let stderr = self.stderr();
-                bail!(
-                    "`{}` printed nothing: {error}; stderr: {stderr}",
-                    self.command
-                )
-            }
-        }
+        let line = self.line(patience)?;
+        serde_json::from_str(&line).with_context(|| format!("`{}` printed {line:?}", self.command))
+    }
+
+    /// The next line that the program prints.
+    pub fn line(&mut self, patience: Duration) -> anyhow::Result<String> {
+        self.lines.recv_timeout(patience).or_else(|error| {
+            let _ = self.child.kill();
+            let stderr = self.stderr();
+            bail!(
+                "`{}` printed nothing: {error}; stderr: {stderr}",
+                self.command
+            )
+        })
     }
 
     /// Writes a line to the program.

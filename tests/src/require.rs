@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a test needs of the machine. A skip is earned on a developer's machine and a failure in CI.
 
-use std::{env, path::Path};
+use std::{env, fs, path::Path};
 
 use anyhow::bail;
 
@@ -18,6 +18,21 @@ pub fn program(name: &str) -> anyhow::Result<bool> {
     let dirs = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
     let found = dirs.iter().any(|dir| Path::new(dir).join(name).exists());
     earned(found, &format!("the program {name}"))
+}
+
+/// All of these programs must be installed, and the user must be root.
+pub fn programs(names: &[&str]) -> anyhow::Result<bool> {
+    names
+        .iter()
+        .try_fold(root()?, |there, name| Ok(program(name)? && there))
+}
+
+/// The server of PostgreSQL must be installed, which Debian keeps in a directory per version.
+pub fn postgres() -> anyhow::Result<bool> {
+    let versions = fs::read_dir("/usr/lib/postgresql");
+    let mut versions = versions.into_iter().flatten().flatten();
+    let found = versions.any(|version| version.path().join("bin/postgres").exists());
+    earned(found, "PostgreSQL's server")
 }
 
 /// Whether the test can run. Without CI a missing thing skips it, loudly; with CI it fails.

@@ -3,7 +3,7 @@
 
 use std::{
     env, fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{self, Command},
     thread,
@@ -24,6 +24,7 @@ use crate::{
     wait::wait_for,
 };
 
+mod addresses;
 pub mod leftovers;
 
 /// The directory of all sandboxes.
@@ -262,6 +263,22 @@ impl Sandbox {
         self.signal(process, node, "TERM", false)
     }
 
+    /// Stops a process where it is (SIGSTOP).
+    pub fn stall(&self, process: &str, node: Option<&str>) -> anyhow::Result<()> {
+        self.signal(process, node, "STOP", false)
+    }
+
+    /// Lets a stopped process go on.
+    pub fn unstall(&self, process: &str, node: Option<&str>) -> anyhow::Result<()> {
+        self.signal(process, node, "CONT", false)
+    }
+
+    /// Reboots a node: all of it is gone but its disk.
+    pub fn reboot(&self, node: &str) -> anyhow::Result<()> {
+        self.sandbox("reboot", &[node])?.ok()?;
+        Ok(())
+    }
+
     fn signal(
         &self,
         process: &str,
@@ -332,35 +349,6 @@ impl Sandbox {
         self.root().join("nodes").join(node)
     }
 
-    /// A pod's IPv4 address, from its interface.
-    pub fn ip(&self, pod: &str) -> anyhow::Result<IpAddr> {
-        let netns = format!("cv-{}-{NAMESPACE}-{pod}", self.name);
-        let mut ip = Command::new("ip");
-        ip.args(["-n", &netns, "-j", "-4", "addr", "show", "scope", "global"]);
-        let links: Value = run(&mut ip, PATIENCE)?.json()?;
-        let addrs = links.as_array().into_iter().flatten();
-        let mut addrs = addrs.filter_map(|link| link["addr_info"][0]["local"].as_str());
-        let addr = addrs
-            .next()
-            .with_context(|| format!("the pod {pod} has no address"))?;
-        Ok(addr.parse()?)
-    }
-
-    /// `IP:PORT` of a pod.
-    pub fn at(&self, pod: &str, port: u16) -> anyhow::Result<String> {
-        Ok(SocketAddr::new(self.ip(pod)?, port).to_string())
-    }
-
-    /// The address of a service, as a pod resolves it.
-    pub fn service_ip(&self, from: &str, service: &str) -> anyhow::Result<IpAddr> {
-        let found = self
-            .exec(from, &["getent", "ahostsv4", service])?
-            .ok()?
-            .stdout;
-        let addr = found.split_whitespace().next().context("no address")?;
-        Ok(addr.parse()?)
-    }
-
     /// The metrics of a process.
     pub fn scrape(&self, of: Daemon<'_>) -> anyhow::Result<Scrape> {
         let (netns, addr) = self.admin(of);
@@ -424,6 +412,14 @@ impl Sandbox {
             self.connect(from, &self.at(pod, port)?, &[])?
                 .all()
                 .map(|_| ())
+        })
+    }
+
+    /// Waits until the echo server at an address answers a pod.
+    pub fn answers_at(&self, from: &str, at: &str) -> anyhow::Result<()> {
+        let what = format!("{at} to answer {from}");
+        wait_for(&what, Duration::from_secs(20), || {
+            self.connect(from, at, &[])?.all().map(|_| ())
         })
     }
 

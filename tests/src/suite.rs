@@ -48,6 +48,11 @@ impl Suite {
         }
     }
 
+    /// Whether a step has failed.
+    pub fn has_failed(&self) -> bool {
+        !self.failures.is_empty()
+    }
+
     /// Takes the sandbox down, checks that nothing is left of it, and fails if a step has.
     pub fn finish(mut self) -> anyhow::Result<()> {
         if !self.failures.is_empty() {

@@ -19,14 +19,19 @@ use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, ServerConnection,
     SignatureScheme, Stream,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::aws_lc_rs,
+    crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 
 use nix::{errno::Errno, libc};
 use socket2::{Domain, Socket, Type};
 
 use crate::{manifests::NAMESPACE, netns::Netns, sandbox::Sandbox};
+
+pub mod forge;
+pub mod hello;
+pub mod insider;
 
 /// The ALPN name of a raw stream between two proxies.
 pub const CULVERT_TCP: &[u8] = b"culvert/tcp";
@@ -76,6 +81,8 @@ pub struct Overheard {
     pub plaintext: Vec<u8>,
     /// The first bytes on the wire.
     pub first: Vec<u8>,
+    /// What the client's refusal was, if it said one.
+    pub end: String,
 }
 
 /// The identities of a sandbox.
@@ -91,6 +98,14 @@ pub fn server_name(account: &str) -> String {
     domain().server_name(&domain().identity(NAMESPACE, account))
 }
 
+fn leaf_params(account: &str) -> anyhow::Result<CertificateParams> {
+    let identity = domain().identity(NAMESPACE, account);
+    let mut params = CertificateParams::new(vec![domain().server_name(&identity)])?;
+    let uri = SanType::URI(identity.to_string().try_into()?);
+    params.subject_alt_names.push(uri);
+    Ok(params)
+}
+
 // === impl Authority ===
 
 impl Authority {
@@ -104,6 +119,25 @@ impl Authority {
         let key = KeyPair::try_from(issuer.key().serialized_der())?;
         let issuer = Issuer::from_ca_cert_der(&chain[0], key)?;
         Ok(Self { issuer, chain })
+    }
+
+    /// A new one, which is kept in a directory. [`Authority::kept`] reads it again.
+    pub fn make(dir: &Path) -> anyhow::Result<String> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        // Else every certificate of rcgen's would seem to be issued by it.
+        let name = rcgen::DnType::CommonName;
+        params.distinguished_name.push(name, "attackers");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        fs::create_dir_all(dir)?;
+        fs::write(dir.join("issuer.crt"), issuer.pem())?;
+        fs::write(dir.join("issuer.key"), issuer.key().serialize_pem())?;
+        Ok(issuer.pem())
+    }
+
+    /// What [`Authority::make`] kept.
+    pub fn kept(dir: &Path) -> anyhow::Result<Self> {
+        Self::of_files(&dir.join("issuer.crt"), &dir.join("issuer.key"))
     }
 
     /// The sandbox's own, whose key only control should have.
@@ -124,17 +158,25 @@ impl Authority {
 
     /// Signs for a ServiceAccount.
     pub fn sign(&self, account: &str) -> anyhow::Result<Credentials> {
-        let identity = domain().identity(NAMESPACE, account);
-        let mut params = CertificateParams::new(vec![domain().server_name(&identity)])?;
-        params
-            .subject_alt_names
-            .push(SanType::URI(identity.to_string().try_into()?));
-        let key = KeyPair::generate()?;
-        let leaf = params.signed_by(&key, &self.issuer)?;
+        self.issue(leaf_params(account)?, &KeyPair::generate()?)
+    }
+
+    fn issue(&self, params: CertificateParams, key: &KeyPair) -> anyhow::Result<Credentials> {
+        let leaf = params.signed_by(key, &self.issuer)?;
         let mut chain = vec![leaf.der().clone()];
         chain.extend(self.chain.iter().cloned());
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| anyhow!("{e}"))?;
         Ok(Credentials { chain, key })
+    }
+}
+
+// === impl Credentials ===
+
+impl Credentials {
+    fn resolver(self) -> anyhow::Result<SingleCertAndKey> {
+        let provider = aws_lc_rs::default_provider();
+        let key = provider.key_provider.load_private_key(self.key)?;
+        Ok(SingleCertAndKey::from(CertifiedKey::new(self.chain, key)))
     }
 }
 
@@ -158,19 +200,28 @@ pub fn connect(
     hello: &Hello,
     credentials: Option<Credentials>,
 ) -> anyhow::Result<Ending> {
-    let (hello, config) = (hello.clone(), client_config(hello, credentials)?);
-    netns.run(move || {
-        let stream = dial(addr)?;
-        match talk(stream, config, hello) {
-            Ok(answer) => Ok(Ending::Answered(answer)),
-            Err(error) => Ok(Ending::Refused(error.to_string())),
-        }
-    })
+    connect_with(netns, addr, hello, credentials, |hello| vec![hello])
+}
+
+/// The same, with a ClientHello that is changed or cut into pieces, each sent by itself.
+pub fn connect_with(
+    netns: &Netns,
+    addr: SocketAddr,
+    hello: &Hello,
+    credentials: Option<Credentials>,
+    pieces: impl FnOnce(Vec<u8>) -> Vec<Vec<u8>>,
+) -> anyhow::Result<Ending> {
+    let config = client_config(hello, credentials)?;
+    let stream = netns.run(move || dial(addr))?;
+    match talk(stream, config, hello, pieces) {
+        Ok(answer) => Ok(Ending::Answered(answer)),
+        Err(error) => Ok(Ending::Refused(error.to_string())),
+    }
 }
 
 /// As a mesh's proxy dials: the ClientHello comes with the handshake's last segment, because the
 /// kernel holds an empty one back for a moment.
-fn dial(addr: SocketAddr) -> anyhow::Result<TcpStream> {
+pub fn dial(addr: SocketAddr) -> anyhow::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
     let seconds: libc::c_int = 1;
     // SAFETY: the kernel reads an int from a pointer to an int of that size.
@@ -186,13 +237,24 @@ fn dial(addr: SocketAddr) -> anyhow::Result<TcpStream> {
     Errno::result(set)?;
     socket.connect_timeout(&addr.into(), PATIENCE)?;
     let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 
-fn talk(mut stream: TcpStream, config: Arc<ClientConfig>, hello: Hello) -> io::Result<Vec<u8>> {
-    let name = ServerName::try_from(hello.server_name).map_err(io::Error::other)?;
+fn talk(
+    mut stream: TcpStream,
+    config: Arc<ClientConfig>,
+    hello: &Hello,
+    pieces: impl FnOnce(Vec<u8>) -> Vec<Vec<u8>>,
+) -> io::Result<Vec<u8>> {
+    let name = ServerName::try_from(hello.server_name.clone()).map_err(io::Error::other)?;
     let mut connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
+    let mut first = Vec::new();
+    connection.write_tls(&mut first)?;
+    for piece in pieces(first) {
+        stream.write_all(&piece)?;
+    }
     let mut tls = Stream::new(&mut connection, &mut stream);
     tls.write_all(&hello.payload)?;
     let mut answer = vec![0; hello.payload.len()];
@@ -202,15 +264,17 @@ fn talk(mut stream: TcpStream, config: Arc<ClientConfig>, hello: Hello) -> io::R
 
 /// A client that takes any server, because the servers are what is tested.
 fn client_config(hello: &Hello, own: Option<Credentials>) -> anyhow::Result<Arc<ClientConfig>> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyServer));
     let mut config = match own {
-        Some(own) => builder.with_client_auth_cert(own.chain, own.key)?,
+        // Not `with_client_auth_cert`, which looks whether key and certificate belong together.
+        Some(own) => builder.with_client_cert_resolver(Arc::new(own.resolver()?)),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols.clone_from(&hello.alpn);
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }
 
@@ -233,15 +297,17 @@ pub fn pretend(
             ..Overheard::default()
         };
         // However it ends, what was overheard until then counts.
-        let _ = match config {
+        let end = match config {
             Some(config) => overhear_tls(&mut stream, config, &mut overheard),
             None => answer_plainly(&mut stream),
         };
+        overheard.end = end.err().map(|e| e.to_string()).unwrap_or_default();
         Ok(overheard)
     })
 }
 
-fn accept(listener: &TcpListener) -> anyhow::Result<TcpStream> {
+/// Waits for a connection.
+pub fn accept(listener: &TcpListener) -> anyhow::Result<TcpStream> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::AsFd;
     let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
@@ -274,13 +340,21 @@ fn overhear_tls(
 }
 
 fn server_config(own: Credentials) -> anyhow::Result<Arc<ServerConfig>> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_single_cert(own.chain, own.key)?;
+        .with_cert_resolver(Arc::new(own.resolver()?));
     config.alpn_protocols = vec![CULVERT_TCP.to_vec()];
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
+}
+
+/// With one cipher suite, so that an [`insider`] knows how its secrets are used.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
+        ..aws_lc_rs::default_provider()
+    })
 }
 
 #[derive(Debug)]

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Servers that each do one thing to every connection, a thread for each.
 
+mod options;
+
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
@@ -13,20 +15,26 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
 use socket2::SockRef;
 
-use super::report::{self, Closed, Whoami};
+pub use self::options::Options;
+use super::{
+    call::ring,
+    report::{self, Closed, Whoami},
+};
 
 /// A thousand of them must fit.
 const STACK: usize = 128 << 10;
 const CHUNK: usize = 16 << 10;
 /// Longer than any time-out of a proxy that waits for the first byte.
 const LATE: Duration = Duration::from_millis(400);
+/// Longer than any time-out of a proxy for a peer that does not answer.
+const PAUSE: Duration = Duration::from_secs(40);
 /// Longer than any test.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
 /// Serve on ports.
 #[derive(Args, Debug)]
 pub struct Serve {
-    /// `[ADDR:]PORT=BEHAVIOUR`, as often as wanted.
+    /// `[ADDR:]PORT=BEHAVIOUR[+OPTION…]`, as often as wanted.
     #[arg(long, required = true)]
     pub listen: Vec<Listen>,
     /// Print how each connection ended.
@@ -39,6 +47,7 @@ pub struct Serve {
 pub struct Listen {
     addr: SocketAddr,
     behaviour: Behaviour,
+    options: Options,
 }
 
 /// What a server does.
@@ -60,6 +69,14 @@ pub enum Behaviour {
     Close,
     /// Reads to the end, and never ends its own half.
     Keep,
+    /// Says 8 MiB, then FIN.
+    Pour,
+    /// Says 1 MiB, then RST.
+    Break,
+    /// Reads nothing for 40 seconds, then as [`Self::Count`].
+    Pause,
+    /// As [`Self::Echo`], one connection at a time, with io_uring(7).
+    Ring,
 }
 
 // === impl Listen ===
@@ -70,11 +87,14 @@ impl FromStr for Listen {
     fn from_str(text: &str) -> anyhow::Result<Self> {
         let (addr, behaviour) = text
             .split_once('=')
-            .context("expected [ADDR:]PORT=BEHAVIOUR")?;
+            .context("expected [ADDR:]PORT=BEHAVIOUR[+OPTION…]")?;
+        let (behaviour, options) = behaviour.split_once('+').unwrap_or((behaviour, ""));
         let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         Ok(Self {
             addr: addr.parse().or_else(|_| addr.parse().map(any))?,
-            behaviour: Behaviour::from_str(behaviour, false).map_err(anyhow::Error::msg)?,
+            behaviour: <Behaviour as ValueEnum>::from_str(behaviour, false)
+                .map_err(anyhow::Error::msg)?,
+            options: options.parse()?,
         })
     }
 }
@@ -84,7 +104,7 @@ pub fn run(serve: &Serve) -> anyhow::Result<()> {
     let log = serve.log;
     let mut threads = Vec::new();
     for listen in serve.listen.clone() {
-        let listener = listener(listen.addr).with_context(|| format!("bind {}", listen.addr))?;
+        let listener = listener(listen).with_context(|| format!("bind {}", listen.addr))?;
         threads.push(thread::spawn(move || accept(&listener, listen, log)));
     }
     for thread in threads {
@@ -95,16 +115,20 @@ pub fn run(serve: &Serve) -> anyhow::Result<()> {
 }
 
 /// With a backlog for a thousand clients at once, where std's is 128.
-fn listener(addr: SocketAddr) -> io::Result<TcpListener> {
+fn listener(Listen { addr, options, .. }: Listen) -> io::Result<TcpListener> {
     let domain = socket2::Domain::for_address(addr);
-    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, options.protocol())?;
     socket.set_reuse_address(true)?;
+    options.set(&socket)?;
     socket.bind(&addr.into())?;
     socket.listen(4096)?;
     Ok(socket.into())
 }
 
 fn accept(listener: &TcpListener, listen: Listen, log: bool) -> io::Result<()> {
+    if listen.behaviour == Behaviour::Ring {
+        return ring::serve(listener);
+    }
     loop {
         let (stream, peer) = match listener.accept() {
             Ok(accepted) => accepted,
@@ -139,7 +163,7 @@ fn serve_one(mut stream: TcpStream, behaviour: Behaviour) -> (String, u64) {
 
 fn behave(stream: &mut TcpStream, behaviour: Behaviour, bytes: &mut u64) -> io::Result<()> {
     match behaviour {
-        Behaviour::Echo => {}
+        Behaviour::Echo | Behaviour::Ring => {}
         Behaviour::Whoami => writeln!(stream, "{}", whoami(stream)?)?,
         Behaviour::Greet => stream.write_all(b"220 ready\n")?,
         Behaviour::Late => {
@@ -147,6 +171,16 @@ fn behave(stream: &mut TcpStream, behaviour: Behaviour, bytes: &mut u64) -> io::
             stream.write_all(b"220 ready\n")?;
         }
         Behaviour::Count => {
+            read_all(stream, bytes)?;
+            return writeln!(stream, "{bytes}");
+        }
+        Behaviour::Pour => return stream.write_all(&vec![b'p'; 8 << 20]),
+        Behaviour::Break => {
+            stream.write_all(&vec![b'b'; 1 << 20])?;
+            return SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
+        }
+        Behaviour::Pause => {
+            thread::sleep(PAUSE);
             read_all(stream, bytes)?;
             return writeln!(stream, "{bytes}");
         }
