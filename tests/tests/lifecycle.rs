@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sandboxes come, go, die half way, and leave each other and the machine alone.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use culvert_tests::{
     manifests::Pod,
+    process::{Output, run},
     require,
-    sandbox::{Plan, Sandbox, leftovers},
+    sandbox::{Daemon, Plan, Sandbox, leftovers},
     suite::Suite,
     wait::wait_for,
 };
@@ -27,6 +34,9 @@ fn lifecycle() -> anyhow::Result<()> {
     let mut suite = Suite::new(sandbox("life")?);
     suite.step("up twice changes nothing", up_twice);
     suite.step("a manifest changes the sandbox live", changed_live);
+    suite.step("a node that could not start is tried again", node_again);
+    suite.step("an up that fails leaves no process", failed_up);
+    suite.step("a container that fails its probe may end", ends_gently);
     suite.step("a second sandbox is beside the first", two_sandboxes);
     suite.step("down twice is fine", down_twice);
     suite.step(
@@ -94,6 +104,99 @@ fn changed_live(sandbox: &Sandbox) -> anyhow::Result<()> {
         true => Err("its namespace is still there"),
         false => Ok(()),
     })
+}
+
+/// In the way of a sandbox, until it is dropped.
+struct InTheWay(String);
+
+impl InTheWay {
+    fn of(sandbox: &str, node: &str) -> anyhow::Result<Self> {
+        let netns = format!("cv-{sandbox}-{node}");
+        ip_netns("add", &netns)?.ok()?;
+        Ok(Self(netns))
+    }
+}
+
+impl Drop for InTheWay {
+    fn drop(&mut self) {
+        if let Err(error) = ip_netns("del", &self.0) {
+            eprintln!("{} is left: {error}", self.0);
+        }
+    }
+}
+
+fn ip_netns(verb: &str, netns: &str) -> anyhow::Result<Output> {
+    run(Command::new("ip").args(["netns", verb, netns]), SOON)
+}
+
+fn up_with(sandbox: &Sandbox, nodes: &str) -> anyhow::Result<Output> {
+    let dir = sandbox.dir().to_str().context("no UTF-8")?;
+    sandbox.sandbox("up", &["-f", dir, "--nodes", nodes])
+}
+
+/// One more, while somebody else has a namespace of its name.
+fn node_again(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let before = supervisor(sandbox)?;
+    let in_the_way = InTheWay::of(sandbox.name(), "n3")?;
+    let failed = up_with(sandbox, "3")?;
+    ensure!(failed.status != Some(0), "it did not fail: {failed:?}");
+    works(sandbox)?;
+    drop(in_the_way);
+    up_with(sandbox, "3")?.ok()?;
+    sandbox.ready(Daemon::Proxy("n3"))?;
+    ensure!(
+        supervisor(sandbox)? == before,
+        "another supervisor is there"
+    );
+    let app = sandbox.testapp().to_owned();
+    sandbox.apply(&Pod::serving("third", "n3", &app, &["7000=echo"]).strict())?;
+    sandbox.answers("a", "third", 7000)?;
+    sandbox.delete_pod("third")
+}
+
+/// Control and the first node run by the time that the second fails.
+fn failed_up(_: &Sandbox) -> anyhow::Result<()> {
+    let mut other = sandbox("fails")?;
+    other.sandbox("down", &[])?.ok()?;
+    let in_the_way = InTheWay::of(other.name(), "n2")?;
+    // It takes such a namespace for its own of an earlier time, and removes it when it begins.
+    let ended = AtomicBool::new(false);
+    let failed = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                let _ = ip_netns("add", &in_the_way.0);
+            }
+        });
+        let failed = up_with(&other, "2");
+        ended.store(true, Ordering::Relaxed);
+        failed
+    })?;
+    ensure!(failed.status != Some(0), "it did not fail: {failed:?}");
+    let of = other.root().display().to_string();
+    let left = fs::read_dir("/proc")?.filter_map(|entry| {
+        let cmdline = fs::read(entry.ok()?.path().join("cmdline")).ok()?;
+        let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+        cmdline.contains(&of).then_some(cmdline)
+    });
+    let left: Vec<_> = left.collect();
+    ensure!(left.is_empty(), "{left:?}");
+    drop(in_the_way);
+    up(&other)?;
+    works(&other)?;
+    other.down()
+}
+
+/// SIGTERM first, as a kubelet does.
+fn ends_gently(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let script = "trap 'echo ends gently; exit 0' TERM; while :; do sleep 0.1; done";
+    let doomed = Pod::new("doomed", "n1", &["/bin/sh", "-c", script]).liveness_probe(7000);
+    sandbox.apply(&doomed)?;
+    wait_for("the container to end", SOON, || {
+        let log = sandbox.logs("doomed")?;
+        ensure!(log.contains("ends gently"), "it says {log:?}");
+        Ok(())
+    })?;
+    sandbox.delete_pod("doomed")
 }
 
 /// Both have agents on this kernel, and pods with the same addresses.
