@@ -32,7 +32,6 @@ pub const MAX_SUBSCRIPTIONS: usize = 100_000;
 /// The discovery service.
 pub struct Discovery {
     shared: Shared,
-    authenticator: Authenticator,
 }
 
 /// What the discovery service is made of.
@@ -59,6 +58,7 @@ struct Shared {
     kept: watch::Receiver<u64>,
     stopping: watch::Receiver<bool>,
     streams: Streams,
+    authenticator: Authenticator,
     metrics: Metrics,
     max_subscriptions: usize,
 }
@@ -79,13 +79,11 @@ impl Discovery {
             kept: parts.kept,
             stopping: parts.stopping,
             streams: Streams::default(),
+            authenticator: parts.authenticator,
             metrics: parts.metrics,
             max_subscriptions: parts.max_subscriptions,
         };
-        Self {
-            shared,
-            authenticator: parts.authenticator,
-        }
+        Self { shared }
     }
 }
 
@@ -103,7 +101,7 @@ impl discovery_server::Discovery for Discovery {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let caller = self.authenticator.admit(&request)?;
+        let caller = self.shared.authenticator.admit(&request)?;
         let (messages, receiver) = mpsc::channel(stream::QUEUE);
         let (end, ended) = oneshot::channel();
         let outbound = stream::Outbound { messages, end };
@@ -134,13 +132,19 @@ impl Shared {
         self.index().report(node, report)
     }
 
-    /// Waits until the reports of `revision` are on disk, and the streams know what they say of a
+    /// Waits until the reports of `revision` are on disk, and the nodes know what they say of a
     /// pod. Answers how many don't.
     async fn told(&self, uid: &PodUid, revision: u64) -> usize {
         // An error says that control is stopping.
         let _ = self.kept.clone().wait_for(|kept| *kept >= revision).await;
         let version = self.index().version_of(uid);
-        self.streams.known(version).await
+        let (tokens, view) = (
+            self.authenticator.tokens(),
+            Arc::clone(&self.views.borrow()),
+        );
+        let nodes: Vec<_> = tokens.nodes().collect();
+        let dials = |node: &str| view.has_pods(node);
+        self.streams.known(version, &nodes, dials).await
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {

@@ -82,8 +82,12 @@ impl Identities {
             .authority
             .names(&identity)
             .map_err(|error| internal(&error))?;
-        let key = ca::public_key(csr, &names)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let key = ca::public_key(csr, &names).map_err(|error| {
+            tracing::warn!(
+                pod.uid = %workload.uid, node.name = pod.peer.node, %error, "Denied a certificate"
+            );
+            Status::invalid_argument(error.to_string())
+        })?;
         let leaf = self
             .authority
             .certify(&key, &identity)

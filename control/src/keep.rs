@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use serde::Deserialize;
 use tokio::{sync::watch, task::spawn_blocking};
 
 use crate::{
@@ -91,7 +92,23 @@ fn lock(index: &Mutex<Index>) -> std::sync::MutexGuard<'_, Index> {
 }
 
 fn read(path: &Path) -> io::Result<Reports> {
-    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+    let bytes = std::fs::read(path)?;
+    serde_json::from_slice(&bytes).map_err(|error| later_release(&bytes).unwrap_or(error.into()))
+}
+
+/// Version 1 is a map of uids and says no version; any other will.
+fn later_release(bytes: &[u8]) -> Option<io::Error> {
+    let Later { version } = serde_json::from_slice(bytes).ok()?;
+    let text = format!(
+        "it has version {version}, expected 1: a control of a later release wrote it; start that \
+         release again"
+    );
+    Some(io::Error::new(ErrorKind::InvalidData, text))
+}
+
+#[derive(Deserialize)]
+struct Later {
+    version: u32,
 }
 
 fn write(path: &Path, reports: &Reports) -> io::Result<()> {
@@ -151,6 +168,25 @@ mod tests {
         keeper.abort();
     }
 
+    /// Each way: it is read, and what is written says all that it said.
+    #[test]
+    fn the_reports_of_earlier_releases_are_understood() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/recorded");
+        let releases = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let dirs = releases.map(|release| release.path().join("state/control"));
+        let mut count = 0;
+        for recorded in dirs.filter(|dir| dir.exists()) {
+            let reports = load(&recorded).unwrap_or_else(|e| panic!("{e}"));
+            let bytes = std::fs::read(recorded.join(FILE)).unwrap_or_else(|e| panic!("{e}"));
+            let earlier: serde_json::Value =
+                serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{e}"));
+            let now = serde_json::to_value(&reports).unwrap_or_else(|e| panic!("{e}"));
+            assert!(culvert_api::version::still_says(&now, &earlier), "{now}");
+            count += 1;
+        }
+        assert!(count > 0, "nothing is recorded");
+    }
+
     #[test]
     fn what_is_broken_is_not_taken_for_nothing() {
         let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
@@ -159,8 +195,21 @@ mod tests {
             Some(Reports::default()),
             "a first run"
         );
-        assert!(std::fs::write(dir.path().join(FILE), "{").is_ok());
-        assert!(load(dir.path()).is_err());
+        let later = r#"{"version":2,"pods":{}}"#;
+        for (broken, said) in [("{", "EOF"), (later, "version 2, expected 1")] {
+            assert!(std::fs::write(dir.path().join(FILE), broken).is_ok());
+            let lost = load(dir.path()).err().map(|lost| lost.to_string());
+            assert!(
+                lost.as_ref().is_some_and(|lost| lost.contains(said)),
+                "{lost:?}"
+            );
+            assert_eq!(
+                std::fs::read_to_string(dir.path().join(FILE))
+                    .ok()
+                    .as_deref(),
+                Some(broken)
+            );
+        }
         assert!(write(&dir.path().join(FILE), &Reports::default()).is_ok());
         assert_eq!(load(dir.path()).ok(), Some(Reports::default()));
     }

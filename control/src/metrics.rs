@@ -23,6 +23,10 @@ pub struct Metrics {
     pub issuer_cert_ttl: IntGauge,
     /// Reports that could not be kept on disk.
     pub keep_errors: IntCounter,
+    /// Streams of nodes that share no version with control.
+    pub version_mismatches: IntCounter,
+    /// Streams of nodes that claimed to be others.
+    pub impostors: IntCounter,
     /// TLS connections that are open.
     pub connections: IntGauge,
     updates: IntCounterVec,
@@ -72,6 +76,14 @@ impl Metrics {
             issuer_cert_ttl: gauge(
                 "issuer_cert_ttl_seconds",
                 "Seconds until the issuer's certificate ends",
+            )?,
+            version_mismatches: counter(
+                "culvert_control_version_mismatches_total",
+                "Streams that were refused because node and control share no version",
+            )?,
+            impostors: counter(
+                "culvert_control_impostors_total",
+                "Streams that were refused because the node's token is another's",
             )?,
             keep_errors: counter(
                 "culvert_control_keep_errors_total",

@@ -96,6 +96,11 @@ impl Tokens {
         Ok(Self { nodes })
     }
 
+    /// The nodes that have a token.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(String::as_str)
+    }
+
     /// Compares with every token, so that the time says nothing of them.
     fn node(&self, hash: &Hash) -> Option<&str> {
         self.nodes.iter().fold(None, |found, (node, known)| {
@@ -125,6 +130,11 @@ fn hash_of(token: &str) -> Hash {
 // === impl Authenticator ===
 
 impl Authenticator {
+    /// The tokens as they are now.
+    pub fn tokens(&self) -> Arc<Tokens> {
+        Arc::clone(&self.tokens.borrow())
+    }
+
     /// Who calls; its connection may stay open from now on.
     pub fn admit<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         let caller = self.authenticate(request.metadata())?;

@@ -2,6 +2,7 @@
 //! Control as its nodes see it: over TLS on loopback, with the real gRPC client.
 
 mod cluster;
+mod recorded;
 
 use std::time::Duration;
 
@@ -158,6 +159,33 @@ async fn a_node_that_does_not_acknowledge_delays_five_seconds_at_most() {
     far.next_unacknowledged().await;
     near.nothing_within(Duration::from_secs(3)).await;
     assert!(matches!(near.next().await, Kind::Reported(_)));
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_comes_late_is_told_before_a_report_is_answered() {
+    let cluster = Cluster::start().await;
+    cluster.write("a.yaml", &account_pod("a", "n1", "10.0.0.1"));
+    cluster.write("b.yaml", &account_pod("b", "n2", "10.0.0.2"));
+    let cluster = cluster.restart().await;
+    let mut near = cluster.watch("n1").await;
+    near.send(report("a", 1, true)).await;
+    near.nothing_within(Duration::from_secs(1)).await;
+    let mut far = cluster.watch("n2").await;
+    far.subscribe("10.0.0.1:1").await;
+    far.next_unacknowledged().await;
+    near.nothing_within(Duration::from_secs(1)).await;
+    far.acknowledge().await;
+    // Sooner than patience ends.
+    let answer = timeout(Duration::from_secs(2), near.next()).await;
+    assert!(matches!(answer, Ok(Kind::Reported(_))), "{answer:?}");
+    drop(far);
+    near.send(report("a", 2, true)).await;
+    near.nothing_within(Duration::from_secs(3)).await;
+    assert!(
+        matches!(near.next().await, Kind::Reported(_)),
+        "it never came"
+    );
     cluster.stop().await;
 }
 

@@ -32,7 +32,9 @@ use crate::{backoff::Backoff, destinations::Destinations, pods::Pods};
 pub(crate) const READINESS: &str = "control";
 
 const LEAST_WAIT: Duration = Duration::from_millis(100);
-const MOST_WAIT: Duration = Duration::from_secs(10);
+/// Less than the five seconds for which control, when it is back, waits for a node before it tells
+/// another that everybody knows of its pods.
+const MOST_WAIT: Duration = Duration::from_secs(3);
 
 /// How long control may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);

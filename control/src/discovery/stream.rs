@@ -15,14 +15,14 @@ use culvert_api::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tonic::{Status, Streaming};
 
 use super::{Shared, progress::Place, subscriptions::Subscriptions};
 use crate::{
     index::{Applied, Refused, Report, Reporter, View},
-    metrics::Share,
+    metrics::{Metrics, Share},
     server::until,
     tokens::Caller,
 };
@@ -35,6 +35,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the node may take for its first message.
 const HELLO: Duration = Duration::from_secs(10);
+
+/// How long a node may take to ask for something after both Hellos, before it is taken to follow
+/// nothing.
+const ASK: Duration = Duration::from_millis(500);
+
+/// The sequence of the Hello.
+const FIRST: u64 = 1;
 
 /// How many reports may wait at once, for their pods' objects or for other nodes.
 const MAX_REPORTS: usize = 4096;
@@ -64,6 +71,8 @@ struct Stream {
     place: Place,
     messages: mpsc::Sender<WatchResponse>,
     sequence: u64,
+    /// The node may not know yet what it asked for first, which streams before this one told it.
+    behind: bool,
     patience: Duration,
     over_limit: bool,
 }
@@ -77,10 +86,10 @@ pub(super) async fn serve(
 ) {
     let node = caller.node.clone();
     let served = async {
-        hello(&caller, &mut inbound).await?;
+        let version = hello(&caller, &mut inbound, &shared.metrics).await?;
         let mut share = Share::of(&shared.metrics.streams);
         share.set(1);
-        tracing::info!(node.name = node, "A node began to watch");
+        tracing::info!(node.name = node, version, "A node began to watch");
         let mut stream = Stream::new(shared, caller, outbound.messages);
         stream.run(inbound).await
     };
@@ -94,18 +103,25 @@ pub(super) async fn serve(
     }
 }
 
-async fn hello(caller: &Caller, inbound: &mut Streaming<WatchRequest>) -> Result<(), Status> {
+/// The version that the proxy is spoken with.
+async fn hello(
+    caller: &Caller,
+    inbound: &mut Streaming<WatchRequest>,
+    metrics: &Metrics,
+) -> Result<u32, Status> {
     let first = timeout(HELLO, inbound.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded("no Hello in 10 s"))??;
     let Some(Request::Hello(hello)) = first.and_then(|first| first.kind) else {
         return Err(Status::invalid_argument("the first message is not Hello"));
     };
-    VERSIONS
-        .agree(Versions::from(&hello))
-        .map_err(|error| Status::failed_precondition(error.to_string()))?;
+    let version = VERSIONS.agree(Versions::from(&hello)).map_err(|error| {
+        metrics.version_mismatches.inc();
+        Status::failed_precondition(error.to_string())
+    })?;
     if hello.node == caller.node {
-        return Ok(());
+        return Ok(version);
     }
+    metrics.impostors.inc();
     tracing::warn!(
         node.name = caller.node,
         hello.node,
@@ -121,7 +137,7 @@ impl Stream {
         let mut views = shared.views.clone();
         let view = Arc::clone(&views.borrow_and_update());
         let ended = shared.streams.ended();
-        let place = shared.streams.enter(&caller.node, view.version);
+        let place = shared.streams.enter(&caller.node);
         Self {
             subscribed: Share::of(&shared.metrics.subscriptions),
             shared,
@@ -137,6 +153,7 @@ impl Stream {
             place,
             messages,
             sequence: 0,
+            behind: true,
             patience: PATIENCE,
             over_limit: false,
         }
@@ -145,6 +162,7 @@ impl Stream {
     async fn run(&mut self, mut inbound: Streaming<WatchRequest>) -> Result<(), Status> {
         self.send(Kind::Hello(VERSIONS.into())).await?;
         let mut stopping = pin!(until(self.shared.stopping.clone()));
+        let mut ask = pin!(sleep(ASK));
         let cut = Arc::clone(&self.place.cut);
         loop {
             tokio::select! {
@@ -154,6 +172,11 @@ impl Stream {
                 },
                 Ok(()) = self.views.changed() => self.catch_up().await?,
                 Ok(()) = self.ended.changed() => self.report_outdated()?,
+                () = &mut ask, if !ask.is_elapsed() => {
+                    if self.sequence == FIRST {
+                        self.caught_up();
+                    }
+                }
                 Some(reported) = self.reported.1.recv() => {
                     self.send(Kind::Reported(reported)).await?;
                 }
@@ -194,13 +217,30 @@ impl Stream {
                 self.report(from_wire(report, Reporter::of(&self.token)))
             }
             Some(Request::Ack(v1::Ack { sequence })) => {
-                self.place.acknowledged(sequence);
+                self.acknowledged(sequence);
                 Ok(())
             }
             None => {
                 tracing::debug!("A node of a later release said what this one does not know");
                 Ok(())
             }
+        }
+    }
+
+    /// A proxy says all that it wants before it acknowledges an answer: the first one comes when
+    /// everything was asked.
+    fn acknowledged(&mut self, sequence: u64) {
+        if sequence > FIRST {
+            self.caught_up();
+        }
+        self.place.acknowledged(sequence);
+    }
+
+    /// The node knows all once it acknowledged what was sent so far.
+    fn caught_up(&mut self) {
+        if std::mem::take(&mut self.behind) {
+            let sent = Some(self.sequence).filter(|sent| *sent > FIRST);
+            self.place.told(self.view.version, sent);
         }
     }
 
@@ -319,8 +359,10 @@ impl Stream {
         for message in messages {
             self.send(message).await?;
         }
-        self.place
-            .told(self.view.version, told.then_some(self.sequence));
+        if !self.behind {
+            let last = told.then_some(self.sequence);
+            self.place.told(self.view.version, last);
+        }
         let (ready, early) = std::mem::take(&mut self.early)
             .into_iter()
             .partition(|(uid, _)| self.view.pod(uid).is_some());

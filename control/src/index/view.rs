@@ -91,6 +91,13 @@ impl View {
         self.pods.get(uid)
     }
 
+    /// Whether live pods are scheduled on a node.
+    pub fn has_pods(&self, node: &str) -> bool {
+        self.pods
+            .values()
+            .any(|pod| pod.live && pod.peer.node == node)
+    }
+
     /// Whether anything but the version is another.
     pub(super) fn differs(&self, other: &Self) -> bool {
         self.refusals != other.refusals

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -148,6 +148,24 @@ impl Cluster {
 
     pub async fn without_manifests() -> Self {
         let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+        Self::run(dir, Duration::from_hours(24)).await
+    }
+
+    /// With the state and the manifests of a recorded release.
+    pub async fn of_release(release: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+        for (from, to) in [("manifests", "manifests"), ("control", "state")] {
+            let to = dir.path().join(to);
+            fs::create_dir(&to).unwrap_or_else(|e| panic!("{e}"));
+            for file in fs::read_dir(release.join("state").join(from))
+                .into_iter()
+                .flatten()
+            {
+                let file = file.unwrap_or_else(|e| panic!("{e}"));
+                let copied = fs::copy(file.path(), to.join(file.file_name()));
+                copied.unwrap_or_else(|e| panic!("{e}"));
+            }
+        }
         Self::run(dir, Duration::from_hours(24)).await
     }
 
@@ -296,7 +314,7 @@ impl Cluster {
             .map(tonic::Response::into_inner)
     }
 
-    async fn channel(&self) -> Channel {
+    pub async fn channel(&self) -> Channel {
         let endpoint = self.endpoint();
         endpoint.connect().await.unwrap_or_else(|e| panic!("{e}"))
     }
@@ -317,7 +335,7 @@ impl Cluster {
         endpoint.connect().await.is_ok()
     }
 
-    fn anchors(&self) -> Vec<u8> {
+    pub fn anchors(&self) -> Vec<u8> {
         let path = self.dir.path().join("state/trust-anchors.pem");
         fs::read(path).unwrap_or_else(|e| panic!("{e}"))
     }
@@ -402,7 +420,7 @@ fn write_tokens(dir: &TempDir, nodes: &[&str]) {
     fs::write(tokens_path(dir), text).unwrap_or_else(|e| panic!("{e}"));
 }
 
-fn bearer<T>(token: &str, message: T) -> Request<T> {
+pub fn bearer<T>(token: &str, message: T) -> Request<T> {
     let value = MetadataValue::try_from(format!("Bearer {token}"));
     let mut request = Request::new(message);
     request
