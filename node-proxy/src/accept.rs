@@ -137,6 +137,8 @@ fn admit(
         tcp::reset(tcp);
         return Ok(None);
     };
+    // From here on: a proxy that is killed while it dials must not look like an empty answer.
+    tcp::abort_on_close(&tcp, true);
     Ok(Some(Accepted {
         proxy: proxy.clone(),
         pod: pod.clone(),

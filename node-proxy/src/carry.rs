@@ -43,7 +43,7 @@ pub(crate) async fn carry(mut carried: Carried, revoked: impl Future<Output = ()
     let open = carried.accepted.pod.metrics().open(carried.leg.clone());
     let half_open = carried.accepted.proxy.config.half_open_timeout;
     let meters = meters(carried.accepted.direction, &open);
-    carried.abort_on_close(true);
+    carried.dialled.abort_on_close(true);
     let relayed = unless(revoked, relay(carried.ends(), meters, half_open)).await;
     match relayed {
         Some(relayed) => carried.ended(open, &relayed),
@@ -99,7 +99,7 @@ impl Carried {
             Direction::Outbound => (relayed.up, relayed.down),
         };
         let Err(broken) = &relayed.end else {
-            self.abort_on_close(false);
+            self.close_in_order();
             open.close(String::new());
             return self.log(bytes, None);
         };
@@ -123,9 +123,10 @@ impl Carried {
         self.reset();
     }
 
-    fn abort_on_close(&mut self, abort: bool) {
-        self.dialled.abort_on_close(abort);
-        tcp::abort_on_close(&self.accepted.tcp, abort);
+    /// Both directions have ended: what is still to be sent is.
+    fn close_in_order(&mut self) {
+        self.dialled.abort_on_close(false);
+        tcp::abort_on_close(&self.accepted.tcp, false);
     }
 
     fn log(&self, bytes: (u64, u64), error: Option<String>) {
