@@ -11,7 +11,8 @@ pub const DEFAULT_INBOUND_POLICY: [&str; 2] = [
     "culvert.io/default-inbound-policy",
     "config.linkerd.io/default-inbound-policy",
 ];
-/// Inbound ports that bypass the proxy: numbers and ranges `a-b`, separated by commas.
+/// Inbound ports that bypass the proxy: numbers and ranges `a-b`, separated by commas. None by
+/// default, where Linkerd has 4567 and 4568 (Galera): a protocol that speaks late does not stall here.
 pub const SKIP_INBOUND_PORTS: [&str; 2] = [
     "culvert.io/skip-inbound-ports",
     "config.linkerd.io/skip-inbound-ports",
@@ -24,6 +25,21 @@ pub const SKIP_OUTBOUND_PORTS: [&str; 2] = [
 /// CIDRs that bypass the proxy, outbound as destinations and inbound as sources.
 pub const SKIP_SUBNETS: [&str; 2] = ["culvert.io/skip-subnets", "config.linkerd.io/skip-subnets"];
 
+/// Ports whose protocols are not looked at, of a pod or a service: as above, and names of its ports.
+/// They take the place of [`crate::protocol::OPAQUE_PORTS`].
+pub const OPAQUE_PORTS: [&str; 2] = ["culvert.io/opaque-ports", "config.linkerd.io/opaque-ports"];
+/// `apache` or `json`: how a pod's requests are logged. Empty: not at all.
+pub const ACCESS_LOG: [&str; 2] = ["culvert.io/access-log", "config.linkerd.io/access-log"];
+/// `Auto`: of a service's endpoints, those of the client's zone are used. Kubernetes' own, by both
+/// of its names.
+pub const TOPOLOGY_MODE: [&str; 2] = [
+    "service.kubernetes.io/topology-mode",
+    "service.kubernetes.io/topology-aware-hints",
+];
+
+/// The label of a node that names its zone.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// The annotations of a pod or of a namespace.
 pub type Annotations = BTreeMap<String, String>;
 
@@ -33,8 +49,13 @@ pub fn effective<'a>(
     pod: &'a Annotations,
     namespace: &'a Annotations,
 ) -> Option<&'a str> {
-    let value = |from: &'a Annotations| names.iter().find_map(|name| from.get(*name));
-    value(pod).or_else(|| value(namespace)).map(String::as_str)
+    own(names, pod).or_else(|| own(names, namespace))
+}
+
+/// The value that an object has itself.
+pub fn own<'a>(names: [&str; 2], of: &'a Annotations) -> Option<&'a str> {
+    let value = names.iter().find_map(|name| of.get(*name));
+    value.map(String::as_str)
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{
-    policy::{self, InboundPolicy},
+    policy::{self, AccessLogFormat, InboundPolicy},
+    protocol::{Hint, PortHint, PortHints},
     version::Versions,
 };
 
@@ -110,8 +111,83 @@ impl From<&v1::Policy> for InboundPolicy {
     fn from(policy: &v1::Policy) -> Self {
         Self {
             rules: policy.rules.iter().filter_map(rule).collect(),
+            ports: policy
+                .ports
+                .as_ref()
+                .map(PortHints::from)
+                .unwrap_or_default(),
+            access_log: access_log(policy.access_log()),
         }
     }
+}
+
+fn access_log(format: v1::AccessLog) -> Option<AccessLogFormat> {
+    match format {
+        v1::AccessLog::Unspecified => None,
+        v1::AccessLog::Apache => Some(AccessLogFormat::Apache),
+        v1::AccessLog::Json => Some(AccessLogFormat::Json),
+    }
+}
+
+impl From<Option<AccessLogFormat>> for v1::AccessLog {
+    fn from(format: Option<AccessLogFormat>) -> Self {
+        match format {
+            None => Self::Unspecified,
+            Some(AccessLogFormat::Apache) => Self::Apache,
+            Some(AccessLogFormat::Json) => Self::Json,
+        }
+    }
+}
+
+impl From<Hint> for v1::Protocol {
+    fn from(hint: Hint) -> Self {
+        match hint {
+            Hint::Detect => Self::Detect,
+            Hint::Opaque => Self::Opaque,
+            Hint::Http1 => Self::Http1,
+            Hint::Http2 => Self::Http2,
+        }
+    }
+}
+
+/// What the other end said of a protocol; none if it said nothing. One of a later release is
+/// detected.
+pub fn hint(protocol: i32) -> Option<Hint> {
+    match v1::Protocol::try_from(protocol) {
+        Ok(v1::Protocol::Unspecified) => None,
+        Ok(v1::Protocol::Detect) | Err(_) => Some(Hint::Detect),
+        Ok(v1::Protocol::Opaque) => Some(Hint::Opaque),
+        Ok(v1::Protocol::Http1) => Some(Hint::Http1),
+        Ok(v1::Protocol::Http2) => Some(Hint::Http2),
+    }
+}
+
+impl From<&PortHints> for v1::Ports {
+    fn from(ports: &PortHints) -> Self {
+        let ranges = ports.ranges().iter().map(|range| v1::PortRange {
+            first: range.first.into(),
+            last: range.last.into(),
+            protocol: v1::Protocol::from(range.hint).into(),
+        });
+        Self {
+            ranges: ranges.collect(),
+        }
+    }
+}
+
+/// A range that has no port is left out.
+impl From<&v1::Ports> for PortHints {
+    fn from(ports: &v1::Ports) -> Self {
+        Self::new(ports.ranges.iter().filter_map(port_hint).collect())
+    }
+}
+
+fn port_hint(range: &v1::PortRange) -> Option<PortHint> {
+    Some(PortHint {
+        first: u16::try_from(range.first).ok()?,
+        last: u16::try_from(range.last.min(u16::MAX.into())).ok()?,
+        hint: hint(range.protocol).unwrap_or_default(),
+    })
 }
 
 fn rule(rule: &v1::Rule) -> Option<policy::Rule> {
@@ -155,7 +231,57 @@ mod tests {
                 name: "x".into(),
                 clients: 99,
             }],
+            ..v1::Policy::default()
         };
         assert!(InboundPolicy::from(&later).requires_identity());
+    }
+
+    #[test]
+    fn ports_and_logs_round_trip() {
+        let wide = PortHint {
+            first: 1,
+            last: u16::MAX,
+            hint: Hint::Opaque,
+        };
+        let hints = [Hint::Http1, Hint::Http2, Hint::Detect].map(|hint| PortHint::one(80, hint));
+        let ports = PortHints::new(hints.into_iter().chain([wide]).collect());
+        assert_eq!(PortHints::from(&v1::Ports::from(&ports)), ports);
+        for format in [
+            None,
+            Some(AccessLogFormat::Apache),
+            Some(AccessLogFormat::Json),
+        ] {
+            assert_eq!(access_log(format.into()), format);
+        }
+    }
+
+    #[test]
+    fn what_neighbouring_releases_say_of_ports() {
+        let earlier = InboundPolicy::from(&v1::Policy::default());
+        assert_eq!(earlier.ports, PortHints::default(), "it says nothing");
+        let range = |first, last, protocol| v1::PortRange {
+            first,
+            last,
+            protocol,
+        };
+        let ranges = vec![
+            range(80, 80, 99),
+            range(70_000, 80_000, 2),
+            range(1, 99_999, 2),
+        ];
+        let later = v1::Policy {
+            ports: Some(v1::Ports { ranges }),
+            access_log: 99,
+            ..v1::Policy::default()
+        };
+        let later = InboundPolicy::from(&later);
+        assert_eq!(later.protocol(80), Hint::Detect, "an unknown protocol");
+        assert_eq!((later.protocol(81), later.access_log), (Hint::Opaque, None));
+        let none = v1::Policy {
+            ports: Some(v1::Ports::default()),
+            ..v1::Policy::default()
+        };
+        assert_eq!(InboundPolicy::from(&none).protocol(25), Hint::Detect);
+        assert_eq!((hint(0), hint(99)), (None, Some(Hint::Detect)));
     }
 }

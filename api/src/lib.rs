@@ -12,6 +12,8 @@ pub mod cni;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 pub mod identity;
+pub mod lists;
 pub mod policy;
+pub mod protocol;
 pub mod version;
 pub mod workload;

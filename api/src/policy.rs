@@ -4,7 +4,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::Identity;
+use crate::{
+    identity::Identity,
+    protocol::{Hint, PortHints},
+};
 
 /// The clients that a rule lets in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -30,6 +33,22 @@ pub struct Rule {
 pub struct InboundPolicy {
     /// The rules, in order.
     pub rules: Vec<Rule>,
+    /// What the workload's ports speak.
+    #[serde(default)]
+    pub ports: PortHints,
+    /// How its requests are logged; not at all if none.
+    #[serde(default)]
+    pub access_log: Option<AccessLogFormat>,
+}
+
+/// How requests are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccessLogFormat {
+    /// A line as Apache's combined format has it.
+    Apache,
+    /// A JSON object per line.
+    Json,
 }
 
 /// A client as the inbound proxy knows it.
@@ -77,10 +96,17 @@ impl InboundPolicy {
             .any(|rule| rule.clients == Clients::Unauthenticated)
     }
 
+    /// What a port of the workload speaks.
+    pub fn protocol(&self, port: u16) -> Hint {
+        self.ports.of(port)
+    }
+
     fn of(name: &str, clients: Clients) -> Self {
         let name = name.to_owned();
         Self {
             rules: vec![Rule { name, clients }],
+            ports: PortHints::default(),
+            access_log: None,
         }
     }
 }
@@ -138,7 +164,10 @@ mod tests {
 
     #[test]
     fn a_policy_without_rules_lets_nobody_in() {
-        let nobody = InboundPolicy { rules: vec![] };
+        let nobody = InboundPolicy {
+            rules: vec![],
+            ..InboundPolicy::strict()
+        };
         assert!(authorize(&nobody, Client::Unidentified).is_err());
         assert!(nobody.requires_identity());
     }

@@ -8,7 +8,9 @@
 mod addresses;
 mod build;
 mod policy;
+mod ports;
 mod reports;
+mod topology;
 mod view;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use tokio::sync::watch;
 
 pub use self::{
     reports::{Known, Report, Reporter, Reports, Stale},
+    topology::{Place, Traffic},
     view::{Destination, Peer, Pod, Service, View},
 };
 

@@ -7,7 +7,7 @@ use k8s_openapi::{
     Metadata, Resource,
     api::{
         apps::v1::Deployment,
-        core::v1::{Namespace, Pod, Service, ServiceAccount},
+        core::v1::{self, Namespace, Pod, Service, ServiceAccount},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -34,6 +34,7 @@ pub(crate) struct Key {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Object {
     Namespace(Box<Namespace>),
+    Node(Box<v1::Node>),
     Pod(Box<Pod>),
     Service(Box<Service>),
     ServiceAccount(Box<ServiceAccount>),
@@ -81,7 +82,8 @@ fn items(document: &Node) -> Result<Vec<&Node>, Fault> {
 fn object(node: &Node) -> Result<(Key, Object), Fault> {
     let (version, kind) = (text(node, "apiVersion")?, text(node, "kind")?);
     match (version, kind) {
-        ("v1", "Namespace") => cluster_scoped(node, Object::Namespace),
+        ("v1", "Namespace") => cluster_scoped(node, Rule::Label, Object::Namespace),
+        ("v1", "Node") => cluster_scoped(node, Rule::Subdomain, Object::Node),
         ("v1", "Pod") => namespaced(node, Rule::Subdomain, Object::Pod),
         ("v1", "Service") => namespaced(node, Rule::Label, Object::Service),
         ("v1", "ServiceAccount") => namespaced(node, Rule::Subdomain, Object::ServiceAccount),
@@ -89,7 +91,7 @@ fn object(node: &Node) -> Result<(Key, Object), Fault> {
         _ => Err(at(
             node,
             format!(
-                "got kind {kind:?} of apiVersion {version:?}, expected Namespace, Pod, Service or \
+                "got kind {kind:?} of apiVersion {version:?}, expected Namespace, Node, Pod, Service or \
                  ServiceAccount of v1, or Deployment of apps/v1"
             ),
         )),
@@ -108,12 +110,16 @@ fn at(node: &Node, message: String) -> Fault {
     }
 }
 
-fn cluster_scoped<T>(node: &Node, wrap: fn(Box<T>) -> Object) -> Result<(Key, Object), Fault>
+fn cluster_scoped<T>(
+    node: &Node,
+    rule: Rule,
+    wrap: fn(Box<T>) -> Object,
+) -> Result<(Key, Object), Fault>
 where
     T: DeserializeOwned + Resource + Metadata<Ty = ObjectMeta>,
 {
     let object: T = tree::read(node)?;
-    let name = name(node, object.metadata(), Rule::Label)?;
+    let name = name(node, object.metadata(), rule)?;
     if object.metadata().namespace.is_some() {
         return Err(metadata(
             node,
@@ -202,6 +208,9 @@ impl Objects {
         match object {
             Object::Namespace(object) => {
                 self.namespaces.insert(name, Namespace::clone(object));
+            }
+            Object::Node(object) => {
+                self.nodes.insert(name, v1::Node::clone(object));
             }
             Object::Pod(object) => {
                 self.pods.insert((namespace, name), Pod::clone(object));

@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, fmt, io, path::Path, path::PathBuf};
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{Namespace, Pod, Service, ServiceAccount},
+    core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
 };
 
 pub use self::source::Source;
@@ -32,6 +32,8 @@ pub type NamespacedName = (String, String);
 pub struct Objects {
     /// By name.
     pub namespaces: BTreeMap<String, Namespace>,
+    /// By name.
+    pub nodes: BTreeMap<String, Node>,
     /// By namespace and name.
     pub pods: BTreeMap<NamespacedName, Pod>,
     /// By namespace and name.

@@ -99,6 +99,10 @@ apiVersion: v1
 kind: Namespace
 metadata: {name: shop}
 ---
+apiVersion: v1
+kind: Node
+metadata: {name: node-1.example, labels: {topology.kubernetes.io/zone: east}}
+---
 # nothing here
 ---
 apiVersion: apps/v1
@@ -121,6 +125,7 @@ items:
     assert_eq!(problems, []);
     let key = ("shop".to_owned(), "cart".to_owned());
     assert!(objects.namespaces.contains_key("shop"));
+    assert!(objects.nodes.contains_key("node-1.example"));
     assert!(objects.deployments.contains_key(&key));
     assert!(objects.service_accounts.contains_key(&key));
     assert!(objects.services.contains_key(&key));

@@ -153,7 +153,8 @@ impl Kubelet {
     /// Brings what runs to what is wanted.
     pub fn reconcile(&mut self) {
         let objects = self.source.objects().borrow().clone();
-        let wanted = wanted::expand(&objects, &self.running(), &mut self.ips);
+        let nodes: Vec<_> = self.nodes.keys().copied().collect();
+        let wanted = wanted::expand(&objects, &self.running(), &nodes, &mut self.ips);
         if let Err(error) = self.publish(&wanted) {
             tracing::error!(%error, "Could not write the objects for control and the agents");
         }
@@ -184,6 +185,9 @@ impl Kubelet {
         let namespaces = wanted.namespaces.iter();
         let namespaces = namespaces.map(|(name, it)| (format!("namespace-{name}.json"), it));
         self.publish_kind("namespace", namespaces)?;
+        let nodes = wanted.nodes.iter();
+        let nodes = nodes.map(|(name, it)| (format!("node-{name}.json"), it));
+        self.publish_kind("node", nodes)?;
         let accounts = wanted.service_accounts.iter();
         let accounts = accounts.map(|((ns, name), it)| (file("serviceaccount", ns, name), it));
         self.publish_kind("serviceaccount", accounts)?;

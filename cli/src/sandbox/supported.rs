@@ -2,7 +2,8 @@
 //! What of a manifest the sandbox does. Everything else is refused by name, and what can make no
 //! difference here is said to have no effect: nothing is ignored in silence.
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use culvert_api::annotations::{TOPOLOGY_MODE, own};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -92,17 +93,21 @@ const SERVICE: Fields = Fields {
     works: &[
         "clusterIP",
         "clusterIPs",
+        "internalTrafficPolicy",
         "ipFamilies",
         "ipFamilyPolicy",
         "ports",
         "selector",
+        "trafficDistribution",
         "type",
     ],
-    no_effect: &[
-        "internalTrafficPolicy",
-        "sessionAffinityConfig",
-        "trafficDistribution",
-    ],
+    no_effect: &["sessionAffinityConfig"],
+};
+
+/// What matters of a node are its labels: the zone is one.
+const NODE: Fields = Fields {
+    works: &[],
+    no_effect: &["podCIDR", "podCIDRs", "providerID"],
 };
 
 const DEPLOYMENT: Fields = Fields {
@@ -113,6 +118,9 @@ const DEPLOYMENT: Fields = Fields {
         "strategy",
     ],
 };
+
+/// As Kubernetes spells them.
+const TOPOLOGY_MODES: [&str; 5] = ["Auto", "auto", "Disabled", "disabled", ""];
 
 /// The fields of a pod that an environment variable may show.
 pub const FIELD_PATHS: [&str; 8] = [
@@ -155,6 +163,31 @@ pub fn service(service: &Service) -> Verdict {
     verdict.fields("spec", &without(&spec, "sessionAffinity"), &SERVICE);
     verdict.value(&spec, "spec.type", &["ClusterIP"]);
     verdict.value(&spec, "spec.sessionAffinity", &["None"]);
+    verdict.value(&spec, "spec.internalTrafficPolicy", &["Cluster", "Local"]);
+    verdict.value(
+        &spec,
+        "spec.trafficDistribution",
+        &["PreferClose", "PreferSameZone"],
+    );
+    let annotations = service.metadata.annotations.as_ref();
+    let mode = annotations.and_then(|annotations| own(TOPOLOGY_MODE, annotations));
+    if let Some(got) = mode.filter(|got| !TOPOLOGY_MODES.contains(got)) {
+        verdict.refuse(format!(
+            "got the annotation {} {got:?}, the sandbox supports Auto, Disabled",
+            TOPOLOGY_MODE[0]
+        ));
+    }
+    verdict
+}
+
+/// What the sandbox makes of a node.
+pub fn node(node: &Node) -> Verdict {
+    let mut verdict = Verdict::default();
+    verdict.fields("spec", &json(&node.spec), &NODE);
+    if !is_default(&json(&node.status)) {
+        let reason = "status has no effect in the sandbox";
+        verdict.no_effect.push(reason.to_owned());
+    }
     verdict
 }
 
@@ -365,6 +398,15 @@ mod tests {
         let typed = json!({"spec": {"type": "NodePort", "ports": [{"port": 80}]}});
         let typed: Service = serde_json::from_value(typed).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(service(&typed).refused.len(), 1);
+        let annotations = json!({"service.kubernetes.io/topology-mode": "Magic"});
+        let placed = json!({"metadata": {"annotations": annotations}, "spec": {
+            "internalTrafficPolicy": "Near", "trafficDistribution": "PreferSameNode", "sessionAffinity": "ClientIP"
+        }});
+        let placed: Service = serde_json::from_value(placed).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(service(&placed).refused.len(), 4);
+        let near = json!({"spec": {"internalTrafficPolicy": "Local", "trafficDistribution": "PreferClose"}});
+        let near: Service = serde_json::from_value(near).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(service(&near), Verdict::default());
         let template = json!({"metadata": {"labels": {"app": "b"}}});
         let selector = json!({"matchLabels": {"app": "a"}});
         let strange = json!({"spec": {"selector": selector, "template": template, "paused": true, "strategy": {"type": "Recreate"}}});

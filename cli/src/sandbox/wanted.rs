@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use culvert_manifests::{DEFAULT_NAMESPACE, Objects};
 use k8s_openapi::{
-    api::core::v1::{Namespace, Pod, Service, ServiceAccount},
+    api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
 use super::{
     api::Problem,
     deployments::{ReplicaSet, TEMPLATE_HASH, rollout},
+    layout::NodeId,
     pods::state::service_account,
     services::{ClusterIps, Key},
     supported::{self, Verdict},
@@ -31,6 +32,8 @@ pub struct Running {
 pub struct Wanted {
     /// By name.
     pub namespaces: BTreeMap<String, Namespace>,
+    /// By name: what manifests say of the sandbox's nodes.
+    pub nodes: BTreeMap<String, Node>,
     /// By namespace and name.
     pub service_accounts: BTreeMap<Key, ServiceAccount>,
     /// With their addresses.
@@ -41,14 +44,20 @@ pub struct Wanted {
     pub problems: Vec<Problem>,
 }
 
-/// What is to run, given what runs (and is not ending).
-pub fn expand(objects: &Objects, running: &BTreeMap<Key, Running>, ips: &mut ClusterIps) -> Wanted {
+/// What is to run on `nodes`, given what runs (and is not ending).
+pub fn expand(
+    objects: &Objects,
+    running: &BTreeMap<Key, Running>,
+    nodes: &[NodeId],
+    ips: &mut ClusterIps,
+) -> Wanted {
     let mut wanted = Wanted {
         namespaces: objects.namespaces.clone(),
         service_accounts: objects.service_accounts.clone(),
         ..Wanted::default()
     };
     wanted.add_defaults();
+    wanted.add_nodes(objects, nodes);
     wanted.add_services(objects, ips);
     for (key, pod) in &objects.pods {
         wanted.add_pod("pod", key, Arc::new(pod.clone()), running);
@@ -96,6 +105,22 @@ impl Wanted {
                 metadata: named(Some(namespace), "default"),
                 ..ServiceAccount::default()
             });
+        }
+    }
+
+    fn add_nodes(&mut self, objects: &Objects, nodes: &[NodeId]) {
+        let names: Vec<_> = nodes.iter().map(NodeId::to_string).collect();
+        for (name, node) in &objects.nodes {
+            let key = (String::new(), name.clone());
+            let exists = names.contains(name);
+            if !exists {
+                let names = names.join(", ");
+                let reason = format!("there is no such node, the sandbox has {names}: see --nodes");
+                self.refuse("node", &key, reason);
+            }
+            if self.judge("node", &key, supported::node(node)) && exists {
+                self.nodes.insert(name.clone(), node.clone());
+            }
         }
     }
 
@@ -210,7 +235,10 @@ impl Wanted {
     }
 
     fn note(&mut self, refused: bool, kind: &str, key: &Key, reason: String) {
-        let place = format!("{kind} {}/{}", key.0, key.1);
+        let place = match key.0.as_str() {
+            "" => format!("{kind} {}", key.1),
+            namespace => format!("{kind} {namespace}/{}", key.1),
+        };
         self.problems.push(Problem {
             refused,
             place,

@@ -248,7 +248,9 @@ impl Stream {
         if self.is_full() {
             return Ok(());
         }
-        let message = self.subscriptions.subscribe(address, &self.view);
+        let message = self
+            .subscriptions
+            .subscribe(address, &self.caller.node, &self.view);
         self.subscribed.set(self.subscriptions.len());
         self.send(message).await
     }

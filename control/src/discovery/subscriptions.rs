@@ -26,8 +26,8 @@ impl Subscriptions {
     }
 
     /// Answers with a snapshot, also where it was asked for before.
-    pub(super) fn subscribe(&mut self, address: SocketAddr, view: &View) -> Kind {
-        let destination = view.resolve(address);
+    pub(super) fn subscribe(&mut self, address: SocketAddr, node: &str, view: &View) -> Kind {
+        let destination = view.resolve_for(node, address);
         let message = snapshot(address, &destination);
         self.destinations.insert(address, destination);
         message
@@ -60,7 +60,7 @@ impl Subscriptions {
     pub(super) fn catch_up(&mut self, node: &str, view: &View) -> Vec<Kind> {
         let mut messages = Vec::new();
         for (address, told) in &mut self.destinations {
-            let now = view.resolve(*address);
+            let now = view.resolve_for(node, *address);
             messages.extend(difference(*address, told, &now));
             *told = now;
         }
@@ -85,6 +85,8 @@ fn policy(uid: &PodUid, policy: &InboundPolicy) -> Kind {
     Kind::Policy(v1::Policy {
         pod_uid: uid.0.clone(),
         rules: policy.into(),
+        ports: Some((&policy.ports).into()),
+        access_log: v1::AccessLog::from(policy.access_log).into(),
     })
 }
 
@@ -115,7 +117,8 @@ fn snapshot(address: SocketAddr, destination: &Destination) -> Kind {
         Destination::Pod(peer) => Of::Pod(v1::Pod {
             endpoint: Some(endpoint((&address, peer))),
         }),
-        Destination::Unknown => Of::Unknown(v1::Unknown {}),
+        Destination::Undeclared => Of::Unknown(v1::Unknown { undeclared: true }),
+        Destination::Unknown => Of::Unknown(v1::Unknown::default()),
     };
     destination_of(address, kind)
 }
@@ -146,6 +149,7 @@ fn message(service: &Service) -> v1::Service {
         namespace: service.namespace.clone(),
         name: service.name.clone(),
         port_name: service.port_name.clone(),
+        protocol: v1::Protocol::from(service.protocol).into(),
         ..v1::Service::default()
     }
 }
@@ -162,6 +166,7 @@ fn endpoint((address, peer): (&SocketAddr, &Arc<Peer>)) -> v1::Endpoint {
         owner_name: workload.owner_name.clone(),
         node: peer.node.clone(),
         meshed: peer.meshed,
+        protocol: v1::Protocol::from(peer.ports.of(address.port())).into(),
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) fn target_port(port: &ServicePort, pod: &Pod) -> Option<u16> {
     }
 }
 
-fn named_port(spec: &PodSpec, name: &str) -> Option<u16> {
+pub(super) fn named_port(spec: &PodSpec, name: &str) -> Option<u16> {
     let sidecars = spec.init_containers.iter().flatten();
     let sidecars = sidecars.filter(|init| init.restart_policy.as_deref() == Some("Always"));
     let containers = spec.containers.iter().chain(sidecars);

@@ -2,13 +2,14 @@
 //! Makes a view out of objects and reports.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     hash::Hash,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use culvert_api::{
+    annotations::ZONE_LABEL,
     policy::InboundPolicy,
     workload::{PodUid, Workload},
 };
@@ -20,6 +21,8 @@ use k8s_openapi::{
 
 use super::{
     Reports, addresses, policy,
+    ports::{self, Owner},
+    topology::Traffic,
     view::{Peer, Pod, Service, View},
 };
 
@@ -34,7 +37,8 @@ type Entries<'a> = BTreeMap<&'a NamespacedName, Entry<'a>>;
 /// Makes the view that follows `old`.
 pub(super) fn view(objects: &Objects, reports: &Reports, old: &View) -> View {
     let mut refusals = BTreeSet::new();
-    let entries = entries(objects, reports, old, &mut refusals);
+    let zones = zones(objects);
+    let entries = entries(objects, reports, old, &zones, &mut refusals);
     let services = services(objects, &entries, old, &mut refusals);
     View {
         version: old.version + 1,
@@ -42,13 +46,30 @@ pub(super) fn view(objects: &Objects, reports: &Reports, old: &View) -> View {
         pods: by_uid(&entries),
         services,
         refusals,
+        virtual_ips: virtual_ips(objects),
+        zones,
     }
+}
+
+fn virtual_ips(objects: &Objects) -> HashSet<IpAddr> {
+    let specs = objects.services.values().filter_map(|it| it.spec.as_ref());
+    specs.flat_map(addresses::of_service).collect()
+}
+
+/// The zones of the nodes that say theirs.
+fn zones(objects: &Objects) -> HashMap<String, String> {
+    let zone = |(name, node): (&String, &v1::Node)| {
+        let zone = node.metadata.labels.as_ref()?.get(ZONE_LABEL)?;
+        (!zone.is_empty()).then(|| (name.clone(), zone.clone()))
+    };
+    objects.nodes.iter().filter_map(zone).collect()
 }
 
 fn entries<'a>(
     objects: &'a Objects,
     reports: &Reports,
     old: &View,
+    zones: &HashMap<String, String>,
     refusals: &mut BTreeSet<String>,
 ) -> Entries<'a> {
     let mut entries = Entries::new();
@@ -60,18 +81,67 @@ fn entries<'a>(
             ));
             continue;
         };
-        let namespace = objects.namespaces.get(&key.0);
-        let namespace = namespace.and_then(|namespace| namespace.metadata.annotations.as_ref());
-        let policy = policy::of(object.metadata.annotations.as_ref(), namespace);
-        let policy = policy.unwrap_or_else(|value| {
-            refusals.insert(unknown_policy(key, value));
-            InboundPolicy::strict()
-        });
-        let peer = reuse_peer(old, peer(key, object, &uid, reports));
+        let owner = owner_of("Pod", objects, key, &object.metadata);
+        let ports = ports::of_pod(&owner, object.spec.as_ref(), refusals);
+        let policy = InboundPolicy {
+            ports,
+            ..policy(&owner, refusals)
+        };
+        let zone = |node: &String| zones.get(node).cloned();
+        let peer = Peer {
+            ports: Arc::new(policy.ports.clone()),
+            ..peer(key, object, &uid, reports)
+        };
+        let peer = reuse_peer(
+            old,
+            Peer {
+                zone: zone(&peer.node),
+                ..peer
+            },
+        );
         let pod = reuse(&old.pods, &uid, pod(object, peer, policy));
         entries.insert(key, Entry { object, pod });
     }
     entries
+}
+
+fn owner_of<'a>(
+    kind: &'static str,
+    objects: &'a Objects,
+    key: &'a NamespacedName,
+    metadata: &'a ObjectMeta,
+) -> Owner<'a> {
+    let namespace = objects.namespaces.get(&key.0);
+    Owner {
+        kind,
+        key,
+        annotations: metadata.annotations.as_ref(),
+        namespace: namespace.and_then(|namespace| namespace.metadata.annotations.as_ref()),
+    }
+}
+
+/// Apart from the ports.
+fn policy(pod: &Owner<'_>, refusals: &mut BTreeSet<String>) -> InboundPolicy {
+    let policy = policy::of(pod.annotations, pod.namespace).unwrap_or_else(|value| {
+        refusals.insert(unknown_policy(pod.key, value));
+        InboundPolicy::strict()
+    });
+    let access_log = policy::access_log(pod.annotations, pod.namespace);
+    let access_log = access_log.unwrap_or_else(|value| {
+        refusals.insert(unknown_access_log(pod.key, value));
+        None
+    });
+    InboundPolicy {
+        access_log,
+        ..policy
+    }
+}
+
+fn unknown_access_log((namespace, name): &NamespacedName, value: &str) -> String {
+    format!(
+        "Pod {namespace}/{name} asks for the access log {value:?}, expected apache or json; it \
+         gets none"
+    )
 }
 
 fn unknown_policy((namespace, name): &NamespacedName, value: &str) -> String {
@@ -100,7 +170,9 @@ fn peer(key: &NamespacedName, object: &v1::Pod, uid: &PodUid, reports: &Reports)
         node: spec
             .and_then(|spec| spec.node_name.clone())
             .unwrap_or_default(),
+        zone: None,
         meshed: !is_host_network(object) && reports.meshed(uid),
+        ports: Arc::default(),
     }
 }
 
@@ -178,7 +250,10 @@ fn services(
     let mut services: HashMap<SocketAddr, Arc<Service>> = HashMap::new();
     for (key, object) in &objects.services {
         let Some(spec) = &object.spec else { continue };
-        refusals.extend(unsupported(key, spec));
+        let owner = owner_of("Service", objects, key, &object.metadata);
+        let (traffic, unknown) = Traffic::of(owner.annotations, spec);
+        refusals.extend(unsupported(key, affinity(spec).into_iter().chain(unknown)));
+        let opaque = ports::of_service(&owner, spec.ports.as_deref().unwrap_or_default(), refusals);
         let selected = selected(&key.0, spec, entries);
         for (address, port) in ports(spec) {
             if let Some(first) = services.get(&address) {
@@ -189,6 +264,8 @@ fn services(
                 namespace: key.0.clone(),
                 name: key.1.clone(),
                 port_name: port.name.clone().unwrap_or_default(),
+                protocol: ports::of_service_port(&owner, port, &opaque, refusals),
+                traffic,
                 endpoints: endpoints(&selected, port, address.ip()),
             };
             services.insert(address, reuse(&old.services, &address, service));
@@ -197,26 +274,23 @@ fn services(
     services
 }
 
+/// A field that this release does not know how to follow, and its value.
+type Unfollowed<'a> = (&'static str, &'a str);
+
+/// A mesh that balances each request keeps no client at one endpoint.
+fn affinity(spec: &ServiceSpec) -> Option<Unfollowed<'_>> {
+    let affinity = spec.session_affinity.as_deref();
+    let affinity = affinity.filter(|value| *value != "None");
+    affinity.map(|value| ("sessionAffinity", value))
+}
+
 fn unsupported<'a>(
     (namespace, name): &'a NamespacedName,
-    spec: &'a ServiceSpec,
+    fields: impl Iterator<Item = Unfollowed<'a>> + 'a,
 ) -> impl Iterator<Item = String> + 'a {
-    let affinity = spec
-        .session_affinity
-        .as_deref()
-        .filter(|value| *value != "None");
-    let traffic = spec
-        .internal_traffic_policy
-        .as_deref()
-        .filter(|value| *value != "Cluster");
-    let affinity = affinity.map(|value| ("sessionAffinity", value));
-    let traffic = traffic.map(|value| ("internalTrafficPolicy", value));
-    affinity
-        .into_iter()
-        .chain(traffic)
-        .map(move |(field, value)| {
-            format!("Service {namespace}/{name} asks for {field} {value:?}, which is not supported")
-        })
+    fields.map(move |(field, value)| {
+        format!("Service {namespace}/{name} asks for {field} {value:?}, which is not supported")
+    })
 }
 
 fn taken((namespace, name): &NamespacedName, address: SocketAddr, first: &Service) -> String {

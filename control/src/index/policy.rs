@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use culvert_api::{
-    annotations::{Annotations, DEFAULT_INBOUND_POLICY, effective},
-    policy::InboundPolicy,
+    annotations::{ACCESS_LOG, Annotations, DEFAULT_INBOUND_POLICY, effective},
+    policy::{AccessLogFormat, InboundPolicy},
 };
 
 static NONE: Annotations = BTreeMap::new();
@@ -19,6 +19,20 @@ pub(super) fn of<'a>(
     match effective(DEFAULT_INBOUND_POLICY, pod, namespace) {
         None | Some("all-unauthenticated") => Ok(InboundPolicy::permissive()),
         Some("all-authenticated") => Ok(InboundPolicy::strict()),
+        Some(other) => Err(other),
+    }
+}
+
+/// How the pod's requests are logged, or the value that this release does not know.
+pub(super) fn access_log<'a>(
+    pod: Option<&'a Annotations>,
+    namespace: Option<&'a Annotations>,
+) -> Result<Option<AccessLogFormat>, &'a str> {
+    let (pod, namespace) = (pod.unwrap_or(&NONE), namespace.unwrap_or(&NONE));
+    match effective(ACCESS_LOG, pod, namespace) {
+        None | Some("") => Ok(None),
+        Some("apache") => Ok(Some(AccessLogFormat::Apache)),
+        Some("json") => Ok(Some(AccessLogFormat::Json)),
         Some(other) => Err(other),
     }
 }

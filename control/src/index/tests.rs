@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
+mod hints;
+mod topology;
+
 use std::net::SocketAddr;
 
 use super::*;
@@ -71,9 +74,11 @@ fn a_service_is_its_ready_pods_of_the_family() {
         endpoints(&index, "10.96.0.1:9000"),
         ["10.0.0.1:9000 a", "10.0.0.2:9000 b"]
     );
-    for unknown in ["10.96.0.1:81", "10.96.0.1:53", "1.1.1.1:80"] {
-        assert_eq!(resolve(&index, unknown), Destination::Unknown, "{unknown}");
+    for undeclared in ["10.96.0.1:81", "10.96.0.1:53", "[fd96::1]:81"] {
+        let got = resolve(&index, undeclared);
+        assert_eq!(got, Destination::Undeclared, "{undeclared}");
     }
+    assert_eq!(resolve(&index, "1.1.1.1:80"), Destination::Unknown);
     assert_eq!(peer(&index, "10.0.0.2:1234").workload.name, "b");
     assert_eq!(peer(&index, "[fd00::1]:1").node, "n1");
 }

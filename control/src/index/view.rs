@@ -2,15 +2,18 @@
 //! What the control plane knows at one moment.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use culvert_api::{
     policy::InboundPolicy,
+    protocol::{Hint, PortHints},
     workload::{Addresses, PodUid, Workload},
 };
+
+use super::topology::{Place, Traffic};
 
 /// What the control plane knows at one moment.
 #[derive(Debug, Default)]
@@ -22,6 +25,10 @@ pub struct View {
     pub(super) pods: HashMap<PodUid, Arc<Pod>>,
     pub(super) addresses: HashMap<IpAddr, Arc<Peer>>,
     pub(super) services: HashMap<SocketAddr, Arc<Service>>,
+    /// The addresses of services.
+    pub(super) virtual_ips: HashSet<IpAddr>,
+    /// Those of nodes.
+    pub(super) zones: HashMap<String, String>,
 }
 
 /// A pod as others dial it.
@@ -31,8 +38,12 @@ pub struct Peer {
     pub workload: Workload,
     /// Where it is scheduled; empty while it is not.
     pub node: String,
+    /// The zone of that node.
+    pub zone: Option<String>,
     /// Its node reported it steered.
     pub meshed: bool,
+    /// What its ports speak.
+    pub ports: Arc<PortHints>,
 }
 
 /// A pod as its own node sees it.
@@ -57,6 +68,10 @@ pub struct Service {
     pub name: String,
     /// The port's name; empty where it has none.
     pub port_name: String,
+    /// What the port speaks.
+    pub protocol: Hint,
+    /// Which of its endpoints a node uses.
+    pub traffic: Traffic,
     /// The ready pods behind it, of the address family that it was dialled by.
     pub endpoints: BTreeMap<SocketAddr, Arc<Peer>>,
 }
@@ -68,6 +83,8 @@ pub enum Destination {
     Service(Arc<Service>),
     /// A pod's own address.
     Pod(Arc<Peer>),
+    /// The address of a service, and none of its ports.
+    Undeclared,
     /// Nothing that the cluster knows.
     Unknown,
 }
@@ -75,10 +92,33 @@ pub enum Destination {
 // === impl View ===
 
 impl View {
+    /// What an address is now, for the pods of a node: a service has the endpoints that they use.
+    pub fn resolve_for(&self, node: &str, address: SocketAddr) -> Destination {
+        match self.resolve(address) {
+            Destination::Service(service) => Destination::Service(self.seen_from(node, service)),
+            other => other,
+        }
+    }
+
+    fn seen_from(&self, node: &str, service: Arc<Service>) -> Arc<Service> {
+        let zone = self.zones.get(node).map(String::as_str);
+        let place = Place { node, zone };
+        match service.traffic.chosen(&service.endpoints, place) {
+            None => service,
+            Some(endpoints) => Arc::new(Service {
+                endpoints,
+                ..Service::clone(&service)
+            }),
+        }
+    }
+
     /// What an address is now. A service's address beats a pod's.
     pub fn resolve(&self, address: SocketAddr) -> Destination {
         if let Some(service) = self.services.get(&address) {
             return Destination::Service(Arc::clone(service));
+        }
+        if self.virtual_ips.contains(&address.ip()) {
+            return Destination::Undeclared;
         }
         let pod = self.addresses.get(&address.ip());
         pod.map_or(Destination::Unknown, |pod| {
@@ -104,5 +144,7 @@ impl View {
             || self.pods != other.pods
             || self.addresses != other.addresses
             || self.services != other.services
+            || self.virtual_ips != other.virtual_ips
+            || self.zones != other.zones
     }
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a pod asks to be left alone, parsed from its annotations.
 
-use std::{net::IpAddr, ops::RangeInclusive, str::FromStr};
+use std::{net::IpAddr, ops::RangeInclusive};
 
+pub use culvert_api::lists::{BadItem, ports};
+use culvert_api::lists::{items, number};
 use culvert_ebpf_loader as loader;
 use serde::{Deserialize, Serialize};
 
@@ -27,51 +29,11 @@ pub struct Subnet {
     pub prefix_len: u8,
 }
 
-/// An item of a list is not what it should be.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-#[error("got {item:?}, expected {expected}")]
-pub struct BadItem {
-    /// As written.
-    pub item: String,
-    /// In words.
-    pub expected: &'static str,
-}
-
-const PORTS: &str = "a port from 1 to 65535 or a range of them such as 4567-4568";
 const SUBNETS: &str = "a subnet such as 10.0.0.0/8 or fd00::/8";
-
-/// Parses `25,4567-4568`. An empty list is one, too: it overrides the namespace's.
-pub fn ports(list: &str) -> Result<Vec<RangeInclusive<u16>>, BadItem> {
-    items(list, PORTS, range)
-}
 
 /// Parses `10.0.0.0/8,fd00::/8`.
 pub fn subnets(list: &str) -> Result<Vec<Subnet>, BadItem> {
     items(list, SUBNETS, subnet)
-}
-
-fn items<T>(
-    list: &str,
-    expected: &'static str,
-    parse: impl Fn(&str) -> Option<T>,
-) -> Result<Vec<T>, BadItem> {
-    if list.trim().is_empty() {
-        return Ok(Vec::new());
-    }
-    let bad = |item: &str| BadItem {
-        item: item.to_owned(),
-        expected,
-    };
-    let items = list.split(',').map(str::trim);
-    items
-        .map(|item| parse(item).ok_or_else(|| bad(item)))
-        .collect()
-}
-
-fn range(item: &str) -> Option<RangeInclusive<u16>> {
-    let (first, last) = item.split_once('-').unwrap_or((item, item));
-    let (first, last) = (number(first)?, number(last)?);
-    (1..=last).contains(&first).then_some(first..=last)
 }
 
 fn subnet(item: &str) -> Option<Subnet> {
@@ -80,12 +42,6 @@ fn subnet(item: &str) -> Option<Subnet> {
     let prefix_len = number(prefix_len)?;
     let bits = if addr.is_ipv4() { 32 } else { 128 };
     (prefix_len <= bits).then_some(Subnet { addr, prefix_len })
-}
-
-/// Digits only: `parse` would take a sign.
-fn number<T: FromStr>(text: &str) -> Option<T> {
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| text.parse().ok()).flatten()
 }
 
 impl From<&Exclusions> for loader::Exclusions {
@@ -105,15 +61,6 @@ impl From<&Exclusions> for loader::Exclusions {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ports_and_ranges() {
-        assert_eq!(ports("25, 4567-4568"), Ok(vec![25..=25, 4567..=4568]));
-        assert_eq!(ports(""), Ok(vec![]));
-        for bad in ["0", "x", "1,", "70000", "5-4", "-5", "+5", "1-2-3", "1 - 2"] {
-            assert!(ports(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn subnets_of_both_families() {

@@ -54,7 +54,8 @@ fn running(wanted: &Wanted, ready: bool) -> BTreeMap<Key, Running> {
 }
 
 fn run(objects: &Objects, running: &BTreeMap<Key, Running>) -> Wanted {
-    expand(objects, running, &mut ClusterIps::default())
+    let nodes = [NodeId(1), NodeId(2)];
+    expand(objects, running, &nodes, &mut ClusterIps::default())
 }
 
 #[test]
@@ -151,4 +152,27 @@ fn services_get_addresses_or_are_refused() {
     let wanted = run(&objects, &BTreeMap::new());
     assert_eq!(wanted.services.keys().collect::<Vec<_>>(), [&key("web")]);
     assert_eq!(wanted.problems.len(), 1);
+}
+
+#[test]
+fn nodes_of_the_sandbox_may_have_labels_and_nothing_else() {
+    let mut objects = shop();
+    let labels = json!({"topology.kubernetes.io/zone": "east"});
+    let labelled = json!({"metadata": {"name": "n1", "labels": labels}});
+    objects.nodes.insert("n1".into(), read(labelled.clone()));
+    objects.nodes.insert("n3".into(), read(labelled));
+    let taints = json!([{"key": "a", "effect": "NoSchedule"}]);
+    let tainted = json!({"metadata": {"name": "n2"}, "spec": {"taints": taints}});
+    objects.nodes.insert("n2".into(), read(tainted));
+    let wanted = run(&objects, &BTreeMap::new());
+    assert_eq!(wanted.nodes.keys().collect::<Vec<_>>(), ["n1"]);
+    let problems = wanted.problems.iter().map(Problem::clone);
+    let texts = problems.map(|problem| format!("{}: {}", problem.place, problem.reason));
+    assert_eq!(
+        texts.collect::<Vec<_>>(),
+        [
+            "node n2: spec.taints is not supported in the sandbox",
+            "node n3: there is no such node, the sandbox has n1, n2: see --nodes"
+        ]
+    );
 }

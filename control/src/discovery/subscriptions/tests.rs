@@ -2,6 +2,8 @@
 
 use v1::destination::Kind as Of;
 
+use culvert_api::protocol::Hint;
+
 use super::*;
 use crate::{
     index::{Index, Reports},
@@ -46,7 +48,7 @@ fn a_snapshot_and_then_what_changes() {
     let (a, b) = (pod("a", "n1", &["10.0.0.1"]), pod("b", "n2", &["10.0.0.2"]));
     let mut index = index(&format!("{SERVICE}{a}{b}"));
     let mut subscriptions = Subscriptions::default();
-    let first = subscriptions.subscribe(address(WEB), &view(&index));
+    let first = subscriptions.subscribe(address(WEB), "n1", &view(&index));
     assert!(service(&first).snapshot);
     assert_eq!(service(&first).port_name, "http");
     assert_eq!(pods(&service(&first).set), ["a", "b"]);
@@ -71,7 +73,7 @@ fn a_snapshot_and_then_what_changes() {
 fn what_becomes_known_is_told() {
     let mut index = index("");
     let mut subscriptions = Subscriptions::default();
-    let first = subscriptions.subscribe(address(WEB), &view(&index));
+    let first = subscriptions.subscribe(address(WEB), "n1", &view(&index));
     assert!(matches!(
         first,
         Kind::Destination(v1::Destination {
@@ -100,7 +102,7 @@ fn what_becomes_known_is_told() {
 #[test]
 fn a_pods_address_is_one_endpoint_at_the_port_asked_for() {
     let index = index(&pod("a", "n1", &["10.0.0.1"]));
-    let message = Subscriptions::default().subscribe(address("10.0.0.1:5432"), &view(&index));
+    let message = Subscriptions::default().subscribe(address("10.0.0.1:5432"), "n1", &view(&index));
     let Kind::Destination(v1::Destination {
         kind: Some(Of::Pod(pod)),
         ..
@@ -140,4 +142,98 @@ fn policies_go_to_the_pods_own_node_only() {
     assert!(InboundPolicy::from(policy).requires_identity());
     own.unsubscribe_policy(&uid);
     assert_eq!(own.len(), 0);
+}
+
+fn speaks(service: &v1::Service) -> v1::Protocol {
+    service.protocol()
+}
+
+#[test]
+fn what_a_live_service_speaks_is_told_without_its_endpoints() {
+    let a = pod("a", "n1", &["10.0.0.1"]);
+    let mut index = index(&format!("{SERVICE}{a}"));
+    let mut subscriptions = Subscriptions::default();
+    let first = subscriptions.subscribe(address(WEB), "n1", &view(&index));
+    assert_eq!(speaks(service(&first)), v1::Protocol::Detect);
+    let endpoint = &service(&first).set[0];
+    assert_eq!(endpoint.protocol(), v1::Protocol::Detect);
+    let h2c = SERVICE.replace("port: 80,", "port: 80, appProtocol: kubernetes.io/h2c,");
+    for (text, protocol) in [
+        (h2c.as_str(), v1::Protocol::Http2),
+        (
+            &SERVICE.replace(
+                "shop}",
+                "shop, annotations: {culvert.io/opaque-ports: '80'}}",
+            ),
+            v1::Protocol::Opaque,
+        ),
+    ] {
+        index.reset(objects(&format!("{text}{a}")));
+        let messages = subscriptions.catch_up("n1", &view(&index));
+        let [message] = messages.as_slice() else {
+            panic!("{messages:?}");
+        };
+        let delta = service(message);
+        assert_eq!(speaks(delta), protocol);
+        assert!(!delta.snapshot && delta.set.is_empty() && delta.removed.is_empty());
+    }
+    let opaque = "shop, annotations: {culvert.io/opaque-ports: '8080'}, uid";
+    index.reset(objects(&format!(
+        "{SERVICE}{}",
+        a.replace("shop, uid", opaque)
+    )));
+    let messages = subscriptions.catch_up("n1", &view(&index));
+    let set = &service(&messages[0]).set;
+    assert_eq!(set[0].protocol(), v1::Protocol::Opaque, "the pod's own");
+}
+
+#[test]
+fn each_node_is_told_its_own_endpoints_as_zones_come() {
+    let text = format!(
+        "{}{}{}",
+        SERVICE.replace("spec:\n", "spec:\n  trafficDistribution: PreferClose\n"),
+        pod("a", "n1", &["10.0.0.1"]),
+        pod("b", "n2", &["10.0.0.2"])
+    );
+    let mut index = index(&text);
+    let nodes = ["n1", "n2"];
+    let mut subscriptions = nodes.map(|_| Subscriptions::default());
+    for (node, subscriptions) in nodes.iter().zip(&mut subscriptions) {
+        let first = subscriptions.subscribe(address(WEB), node, &view(&index));
+        assert_eq!(pods(&service(&first).set), ["a", "b"], "no zones yet");
+    }
+    let zone = |node| {
+        format!(
+            "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {node}, labels: {{topology.kubernetes.io/zone: z-{node}}}}}\n"
+        )
+    };
+    index.reset(objects(&format!("{text}{}{}", zone("n1"), zone("n2"))));
+    let removed = |messages: &[Kind]| service(&messages[0]).removed.clone();
+    for ((node, other), subscriptions) in nodes.iter().zip(["2", "1"]).zip(&mut subscriptions) {
+        let messages = subscriptions.catch_up(node, &view(&index));
+        let other = address(&format!("10.0.0.{other}:8080"));
+        assert_eq!(removed(&messages), [v1::Address::from(other)]);
+    }
+    index.reset(objects(&format!("{text}{}", zone("n1"))));
+    let messages = subscriptions[0].catch_up("n1", &view(&index));
+    assert_eq!(
+        pods(&service(&messages[0]).set),
+        ["b"],
+        "a zone is not known"
+    );
+}
+
+#[test]
+fn policies_say_ports_and_logs() {
+    let asks = "shop, annotations: {culvert.io/opaque-ports: '9000-9001', config.linkerd.io/access-log: json}, uid";
+    let index = index(&pod("a", "n1", &[]).replace("shop, uid", asks));
+    let uid = PodUid("uid-a".into());
+    let message = Subscriptions::default().subscribe_policy(uid, "n1", &view(&index));
+    let Some(Kind::Policy(policy)) = message else {
+        panic!("{message:?}");
+    };
+    assert_eq!(policy.access_log(), v1::AccessLog::Json);
+    let policy = InboundPolicy::from(&policy);
+    let hints = [9000, 9001, 25].map(|port| policy.protocol(port));
+    assert_eq!(hints, [Hint::Opaque, Hint::Opaque, Hint::Detect]);
 }
