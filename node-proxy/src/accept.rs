@@ -17,9 +17,12 @@ use tokio::{
 use crate::{
     access_log::{self, Entry},
     app::Proxy,
+    carry::Wire,
     metrics::{Admitted, Dialling, Fault, Leg},
     pods::Pod,
+    sockets::WireGuard,
     tcp,
+    tls::Stream,
 };
 
 /// How long accepting rests after it failed: most often for want of descriptors.
@@ -28,18 +31,26 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A connection that was accepted from a pod's listener.
 #[derive(Debug)]
 pub(crate) struct Accepted {
+    pub(crate) connection: Connection,
+    pub(crate) tcp: TcpStream,
+    /// Held while the other leg is still to come.
+    pub(crate) dialling: Option<Dialling>,
+}
+
+/// Whose a connection is. It counts as open until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Connection {
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) pod: Arc<Pod>,
     pub(crate) direction: Direction,
-    pub(crate) tcp: TcpStream,
     /// Who dialled.
     pub(crate) source: SocketAddr,
     /// What was dialled: steering changes no address.
     pub(crate) original: SocketAddr,
-    /// Held while the other leg is still to come.
-    pub(crate) dialling: Option<Dialling>,
     started: Instant,
     _admitted: Admitted,
+    /// The client's port, kept from the pod's own dials.
+    _wire: Option<WireGuard>,
 }
 
 /// A connection that is not carried any further.
@@ -139,16 +150,21 @@ fn admit(
     };
     // From here on: a proxy that is killed while it dials must not look like an empty answer.
     tcp::abort_on_close(&tcp, true);
-    Ok(Some(Accepted {
+    let dialling = (direction == Direction::Outbound).then(|| pod.metrics().dialling());
+    let connection = Connection {
         proxy: proxy.clone(),
         pod: pod.clone(),
         direction,
-        tcp,
         source: tcp::canonical(source),
         original: tcp::canonical(original),
-        dialling: (direction == Direction::Outbound).then(|| pod.metrics().dialling()),
         started: Instant::now(),
         _admitted: admitted,
+        _wire: None,
+    };
+    Ok(Some(Accepted {
+        connection,
+        tcp,
+        dialling,
     }))
 }
 
@@ -166,11 +182,48 @@ impl Accepted {
     ) -> Self {
         let admitted = admit(proxy, pod, direction, Ok(accepted));
         let admitted = admitted.unwrap_or_else(|e| panic!("{e}"));
-        let admitted = admitted.unwrap_or_else(|| panic!("not admitted"));
+        let mut admitted = admitted.unwrap_or_else(|| panic!("not admitted"));
+        admitted.connection.original = original;
+        admitted
+    }
+
+    /// Its parts again.
+    pub(crate) fn again(connection: Connection, tcp: TcpStream) -> Self {
         Self {
-            original,
-            ..admitted
+            connection,
+            tcp,
+            dialling: None,
         }
+    }
+
+    /// To be read and written as one stream, `wire` being what was read so far.
+    pub(crate) fn into_stream(self, wire: Wire) -> (Connection, Stream<TcpStream>) {
+        (self.connection, wire.into_stream(self.tcp))
+    }
+
+    /// Counts and logs a refusal, and answers with RST, behind an alert if one was written.
+    pub(crate) async fn refuse(self, leg: &Leg, refused: &Refused) {
+        let connection = &self.connection;
+        let metrics = connection.pod.metrics();
+        metrics.fault(connection.direction, refused.fault);
+        connection.log(&Summary {
+            leg,
+            dst: None,
+            endpoint: None,
+            bytes: (0, 0),
+            error: Some(refused.to_string()),
+        });
+        tcp::drained(&self.tcp).await;
+        tcp::reset(self.tcp);
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Holds the client's port for as long as the connection.
+    pub(crate) fn hold(&mut self, wire: WireGuard) {
+        self._wire = Some(wire);
     }
 
     /// Refuses what would come back to this proxy, and go round until there are no descriptors left.
@@ -180,20 +233,6 @@ impl Accepted {
             return Err(Refused::new(Fault::GatewayLoop, reason));
         }
         Ok(())
-    }
-
-    /// Counts and logs a refusal, and answers with RST, behind an alert if one was written.
-    pub(crate) async fn refuse(self, leg: &Leg, refused: &Refused) {
-        self.pod.metrics().fault(self.direction, refused.fault);
-        self.log(&Summary {
-            leg,
-            dst: None,
-            endpoint: None,
-            bytes: (0, 0),
-            error: Some(refused.to_string()),
-        });
-        tcp::drained(&self.tcp).await;
-        tcp::reset(self.tcp);
     }
 
     /// Logs the connection, now that it ended.

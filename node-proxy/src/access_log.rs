@@ -1,33 +1,62 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The log of connections: one JSON object per line on stdout, when a connection ends.
+//! The logs of connections and of HTTP requests: a line each on stdout.
 //!
-//! A thread of its own writes, because stdout may block; what it can't keep up with is dropped,
-//! and the next line says how much.
+//! Connections are logged as JSON when they end, those of all pods or none. Requests ([`http`]) are
+//! logged for the pods that ask for it. Linkerd writes the latter to stderr, because its own log is
+//! on stdout; here that is on stderr, so that stdout is theirs: no line is of two kinds, and a line
+//! with a `direction` is a connection's.
+//!
+//! A thread of its own writes, because stdout may block; what it can't keep up with is dropped, and
+//! the next JSON line, or the process's log, says how much.
+
+mod http;
 
 use std::{
-    io::Write,
+    io::{BufWriter, Write},
     net::SocketAddr,
     sync::{
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use culvert_api::agent::Direction;
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+pub(crate) use self::http::{Asked, HttpEntry};
 use crate::config::AccessLogFormat;
 
 /// How many lines may wait.
 const BACKLOG: usize = 4096;
 
-/// The log of connections.
+/// How many bytes of them: a client's URI may be long.
+const MAX_WAITING: usize = 8 << 20;
+
+/// How often it is said that lines are lost.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
+
+/// The logs of connections and requests.
 #[derive(Debug, Default)]
 pub struct AccessLog {
-    lines: Option<SyncSender<String>>,
+    connections: bool,
+    /// Started with the first line. None: it could not be.
+    writer: OnceLock<Option<Writer>>,
+    /// Since the last line.
     dropped: AtomicU64,
+    /// Of all.
+    lost: AtomicU64,
+    said: Mutex<Option<Instant>>,
+}
+
+/// The way to the thread that writes.
+#[derive(Debug)]
+struct Writer {
+    lines: SyncSender<String>,
+    /// In bytes.
+    waiting: Arc<AtomicUsize>,
 }
 
 /// A connection, told at its end.
@@ -64,40 +93,77 @@ pub(crate) struct Entry<'a> {
 impl AccessLog {
     /// As configured.
     pub fn new(format: AccessLogFormat) -> Self {
-        match format {
-            AccessLogFormat::Off => Self::default(),
-            AccessLogFormat::Json => Self::json(),
-        }
-    }
-
-    fn json() -> Self {
-        let (lines, waiting) = sync_channel(BACKLOG);
-        let thread = std::thread::Builder::new().name("access-log".into());
-        if let Err(error) = thread.spawn(move || write(&waiting)) {
-            tracing::error!(%error, "Could not start the access log, connections are not logged");
-            return Self::default();
-        }
+        let connections = match format {
+            AccessLogFormat::Off => false,
+            AccessLogFormat::Json => true,
+        };
         Self {
-            lines: Some(lines),
-            dropped: AtomicU64::new(0),
+            connections,
+            ..Self::default()
         }
     }
 
-    /// Whether anything is logged at all.
+    /// Whether connections are logged.
     pub(crate) fn is_on(&self) -> bool {
-        self.lines.is_some()
+        self.connections
     }
 
     /// Logs one connection.
     pub(crate) fn log(&self, mut entry: Entry<'_>) {
-        let Some(lines) = &self.lines else { return };
-        entry.dropped = self.dropped.swap(0, Ordering::Relaxed);
-        let Ok(line) = serde_json::to_string(&entry) else {
+        if self.connections {
+            self.send(|dropped| {
+                entry.dropped = dropped;
+                serde_json::to_string(&entry).ok()
+            });
+        }
+    }
+
+    /// Has a line written. It is told how many were lost before it.
+    fn send(&self, line: impl FnOnce(u64) -> Option<String>) {
+        let Some(writer) = self.writer.get_or_init(Writer::start) else {
             return;
         };
-        if lines.try_send(line).is_err() {
-            self.dropped.fetch_add(entry.dropped + 1, Ordering::Relaxed);
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        if !line(dropped).is_some_and(|line| writer.send(line)) {
+            self.dropped.fetch_add(dropped + 1, Ordering::Relaxed);
+            self.lost();
         }
+    }
+
+    /// Says so now and then: a line of Apache's format has no place for it.
+    fn lost(&self) {
+        let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
+            *said = Some(Instant::now());
+            tracing::warn!(lost, "Lines of the access log are lost: stdout is too slow");
+        }
+    }
+}
+
+// === impl Writer ===
+
+impl Writer {
+    fn start() -> Option<Self> {
+        let (lines, received) = sync_channel(BACKLOG);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let written = waiting.clone();
+        let thread = std::thread::Builder::new().name("access-log".into());
+        if let Err(error) = thread.spawn(move || write(&received, &written)) {
+            tracing::error!(%error, "Could not start the access log, nothing is logged");
+            return None;
+        }
+        Some(Self { lines, waiting })
+    }
+
+    fn send(&self, line: String) -> bool {
+        let bytes = line.len();
+        let room = self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_WAITING;
+        let sent = room && self.lines.try_send(line).is_ok();
+        if !sent {
+            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        sent
     }
 }
 
@@ -113,13 +179,16 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn write(lines: &Receiver<String>) {
-    for line in lines {
-        let mut stdout = std::io::stdout().lock();
-        if writeln!(stdout, "{line}")
-            .and_then(|()| stdout.flush())
-            .is_err()
-        {
+fn write(lines: &Receiver<String>, waiting: &AtomicUsize) {
+    let mut stdout = BufWriter::new(std::io::stdout());
+    while let Ok(first) = lines.recv() {
+        for line in std::iter::once(first).chain(lines.try_iter()) {
+            waiting.fetch_sub(line.len(), Ordering::Relaxed);
+            if writeln!(stdout, "{line}").is_err() {
+                return;
+            }
+        }
+        if stdout.flush().is_err() {
             return;
         }
     }
@@ -157,5 +226,32 @@ mod tests {
         assert_eq!(read["error"], "i/o: \"refused\"\n");
         assert!(OffsetDateTime::parse(&entry.timestamp, &Rfc3339).is_ok());
         Ok(())
+    }
+
+    fn stuck(max_lines: usize) -> (AccessLog, Receiver<String>) {
+        let (lines, received) = sync_channel(max_lines);
+        let waiting = Arc::default();
+        let log = AccessLog::default();
+        let writer = OnceLock::from(Some(Writer { lines, waiting }));
+        (AccessLog { writer, ..log }, received)
+    }
+
+    #[test]
+    fn what_does_not_fit_is_dropped_and_told() {
+        let (log, received) = stuck(2);
+        let send = || log.send(|dropped| Some(dropped.to_string()));
+        (0..5).for_each(|_| send());
+        assert!(received.try_iter().eq(["0", "0"]));
+        send();
+        send();
+        assert!(received.try_iter().eq(["3", "0"]));
+    }
+
+    #[test]
+    fn long_lines_do_not_pile_up() {
+        let (log, received) = stuck(1_000);
+        let send = || log.send(|_| Some("x".repeat(1 << 20)));
+        (0..20).for_each(|_| send());
+        assert_eq!(received.try_iter().count(), MAX_WAITING >> 20);
     }
 }

@@ -17,7 +17,10 @@ use culvert_runtime::{admin::Admin, readiness::Readiness, shutdown};
 use prometheus::Registry;
 use tokio::{
     runtime::{Handle, Runtime},
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::{
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        watch,
+    },
     task::JoinSet,
 };
 
@@ -57,6 +60,8 @@ pub(crate) struct Proxy {
     pub metrics: Metrics,
     /// The log of connections.
     pub access_log: AccessLog,
+    /// True once the proxy drains.
+    pub draining: watch::Sender<bool>,
 }
 
 /// A proxy that runs.
@@ -68,6 +73,20 @@ pub struct Bound {
     proxy: Arc<Proxy>,
     state: StateFile,
     drain: Duration,
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Ready when the proxy drains: requests that have begun go on, and no more are taken.
+    pub(crate) async fn stopped(&self) {
+        // The sender lives as long as this.
+        let _ = self
+            .draining
+            .subscribe()
+            .wait_for(|draining| *draining)
+            .await;
+    }
 }
 
 /// Refuses rights that the proxy must not have, and gives up the rest. Call it first.
@@ -117,6 +136,7 @@ impl Bound {
             }
         }
         self.pods.stop_accepting();
+        self.proxy.draining.send_replace(true);
         self.drain().await;
         self.state
             .save(&now(&self.proxy.destinations, &self.pods))?;
@@ -240,6 +260,7 @@ impl Wiring {
             config: self.config.data_path.clone(),
             metrics: Metrics::register(&self.registry)?,
             access_log: AccessLog::new(self.config.data_path.access_log),
+            draining: watch::Sender::new(false),
         })
     }
 

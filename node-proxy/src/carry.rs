@@ -14,7 +14,7 @@ use crate::{
     relay::{Ends, Meters, Relayed, relay},
     sockets::PooledStream,
     tcp,
-    tls::{Handshaken, Session},
+    tls::{Handshaken, Session, Stream},
 };
 
 /// A connection with both legs.
@@ -25,6 +25,8 @@ pub(crate) struct Carried {
     pub(crate) dialled: PooledStream,
     pub(crate) leg: Leg,
     pub(crate) wire: Wire,
+    /// What was already read of the application's bytes.
+    pub(crate) early: Vec<u8>,
     pub(crate) dst: SocketAddr,
     pub(crate) endpoint: Option<String>,
 }
@@ -40,9 +42,14 @@ pub(crate) enum Wire {
 
 /// Carries a connection to its end, or until `revoked` is ready: then both legs are reset.
 pub(crate) async fn carry(mut carried: Carried, revoked: impl Future<Output = ()>) {
-    let open = carried.accepted.pod.metrics().open(carried.leg.clone());
-    let half_open = carried.accepted.proxy.config.half_open_timeout;
-    let meters = meters(carried.accepted.direction, &open);
+    let open = carried
+        .accepted
+        .connection
+        .pod
+        .metrics()
+        .open(carried.leg.clone());
+    let half_open = carried.accepted.connection.proxy.config.half_open_timeout;
+    let meters = meters(carried.accepted.connection.direction, &open);
     carried.dialled.abort_on_close(true);
     let relayed = unless(revoked, relay(carried.ends(), meters, half_open)).await;
     match relayed {
@@ -79,8 +86,9 @@ fn meters(direction: Direction, open: &OpenLeg) -> Meters {
 impl Carried {
     fn ends(&mut self) -> Ends<'_> {
         let (session, plain, sealed) = self.wire.take();
+        let early = std::mem::take(&mut self.early);
         let (accepted, dialled) = (&mut self.accepted.tcp, self.dialled.tcp_mut());
-        let (app, wire) = match self.accepted.direction {
+        let (app, wire) = match self.accepted.connection.direction {
             Direction::Inbound => (dialled, accepted),
             Direction::Outbound => (accepted, dialled),
         };
@@ -90,11 +98,13 @@ impl Carried {
             session,
             plain,
             sealed,
+            early,
+            counted: false,
         }
     }
 
     fn ended(mut self, open: OpenLeg, relayed: &Relayed) {
-        let bytes = match self.accepted.direction {
+        let bytes = match self.accepted.connection.direction {
             Direction::Inbound => (relayed.down, relayed.up),
             Direction::Outbound => (relayed.up, relayed.down),
         };
@@ -105,10 +115,8 @@ impl Carried {
         };
         open.close(broken.errno());
         if let Some(fault) = broken.fault() {
-            self.accepted
-                .pod
-                .metrics()
-                .fault(self.accepted.direction, fault);
+            let connection = &self.accepted.connection;
+            connection.pod.metrics().fault(connection.direction, fault);
         }
         self.log(bytes, Some(broken.to_string()));
         self.reset();
@@ -130,7 +138,7 @@ impl Carried {
     }
 
     fn log(&self, bytes: (u64, u64), error: Option<String>) {
-        self.accepted.log(&Summary {
+        self.accepted.connection.log(&Summary {
             leg: &self.leg,
             dst: Some(self.dst),
             endpoint: self.endpoint.as_deref(),
@@ -148,7 +156,16 @@ impl Carried {
 // === impl Wire ===
 
 impl Wire {
-    fn take(&mut self) -> (Option<Box<Session>>, Vec<u8>, Vec<u8>) {
+    /// What is read from and written to `socket` with it.
+    pub(crate) fn into_stream<S>(self, socket: S) -> Stream<S> {
+        match self {
+            Self::Plain(early) => Stream::plain(socket, early),
+            Self::Mutual(done) => Stream::mutual(socket, done),
+        }
+    }
+
+    /// The session, and what was read: decrypted, and not yet.
+    pub(crate) fn take(&mut self) -> (Option<Box<Session>>, Vec<u8>, Vec<u8>) {
         match std::mem::replace(self, Self::Plain(Vec::new())) {
             Self::Plain(plain) => (None, plain, Vec::new()),
             Self::Mutual(done) => (Some(done.session), done.plain, done.sealed),

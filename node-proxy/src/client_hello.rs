@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::tls::{ALPN_PREFIX, ALPN_TCP};
+use crate::tls::{ALPN_PREFIX, Alpn};
 
 /// The most that is read in search of a ClientHello, in bytes.
 const MAX: usize = 16 << 10;
@@ -131,7 +131,7 @@ fn hello(hello: &ClientHello<'_>) -> Hello {
 
 fn offer<'a>(protocols: impl Iterator<Item = &'a [u8]>) -> Offer {
     let kind = |protocol: &[u8]| match protocol {
-        ALPN_TCP => Offer::Known,
+        known if Alpn::of(known).is_some() => Offer::Known,
         _ if protocol.starts_with(ALPN_PREFIX) => Offer::Unknown,
         _ => Offer::Nothing,
     };

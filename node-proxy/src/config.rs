@@ -78,6 +78,11 @@ pub struct Args {
     #[arg(long, env = "CULVERT_HALF_OPEN_TIMEOUT", default_value = "5m")]
     pub half_open_timeout: String,
 
+    /// How long a client may pause in the middle of an HTTP/1 request's body. Streams of HTTP/2 have no
+    /// limit.
+    #[arg(long, env = "CULVERT_BODY_TIMEOUT", default_value = "5m")]
+    pub body_timeout: String,
+
     /// How long open connections may go on after SIGTERM. New ones wait for the next proxy.
     #[arg(long, env = "CULVERT_DRAIN", default_value = "5s")]
     pub drain: String,
@@ -153,6 +158,8 @@ pub struct DataPathConfig {
     pub handshake_timeout: Duration,
     /// How long one direction may stay open after the other has ended.
     pub half_open_timeout: Duration,
+    /// How long a client may pause in the middle of an HTTP/1 request's body.
+    pub body_timeout: Duration,
     /// Whether connections are logged.
     pub access_log: AccessLogFormat,
 }
@@ -200,6 +207,7 @@ fn data_path(args: &Args, mistakes: &mut Vec<String>) -> DataPathConfig {
         inbound_connect_timeout: duration("inbound-connect-timeout", &args.inbound_connect_timeout),
         handshake_timeout: duration("handshake-timeout", &args.handshake_timeout),
         half_open_timeout: duration("half-open-timeout", &args.half_open_timeout),
+        body_timeout: duration("body-timeout", &args.body_timeout),
         access_log: args.access_log,
     }
 }

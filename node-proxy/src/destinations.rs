@@ -4,6 +4,7 @@
 mod entry;
 mod message;
 mod metrics;
+mod said;
 mod saved;
 mod table;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use std::{
 use culvert_api::{
     grpc::v1,
     identity::{Identity, IdentityDomain},
+    protocol::Hint,
     workload::{Workload, WorkloadKey},
 };
 use serde::{Deserialize, Serialize};
@@ -27,7 +29,7 @@ use self::{
     entry::{Entry, WAIT},
     table::{Full, LIMIT, Table},
 };
-pub(crate) use self::{metrics::DestinationMetrics, saved::Saved};
+pub(crate) use self::{metrics::DestinationMetrics, said::Said, saved::Saved};
 use crate::{balance::Balancer, control_link::Ask, state::Dirty, tcp::canonical};
 
 /// A destination that nobody dialled for so long is forgotten.
@@ -50,10 +52,6 @@ struct Inner {
 }
 
 /// What a destination is.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one of each destination, on the heap"
-)]
 #[derive(Debug)]
 pub enum Resolved {
     /// A service's address: balance among its endpoints.
@@ -71,6 +69,9 @@ pub struct ServiceEndpoints {
     pub namespace: String,
     /// The service's name.
     pub name: String,
+    /// The service's port.
+    pub port: u16,
+    pub(crate) protocol: Said,
     /// Chooses among the endpoints of now.
     pub balancer: Balancer,
 }
@@ -88,6 +89,9 @@ pub struct Endpoint {
     pub identity: Identity,
     /// Dial it with mutual TLS or not at all.
     pub meshed: bool,
+    /// What its port speaks; none if control did not say.
+    #[serde(default)]
+    pub protocol: Option<Hint>,
 }
 
 /// A destination could not be resolved: the connection is refused, never sent in plaintext.
@@ -101,6 +105,12 @@ pub enum Unresolved {
         /// How long the connection waited.
         waited_ms: u128,
     },
+    /// A service has the address, and no such port.
+    #[error("{destination} is a service's address and none of its ports")]
+    Undeclared {
+        /// What was dialled.
+        destination: SocketAddr,
+    },
     /// The pod, or all pods of this node, use too many destinations at once.
     #[error(
         "{limit} destinations are in use at once, the most there may be; {destination} would be one more"
@@ -111,6 +121,35 @@ pub enum Unresolved {
         /// The most that are kept: of one pod, or of all.
         limit: usize,
     },
+}
+
+// === impl Resolved ===
+
+impl Resolved {
+    /// What the connections to `port`, which was dialled, speak.
+    pub(crate) fn hint(&self, port: u16) -> Hint {
+        let said = match self {
+            Self::Service(service) => service.protocol.get(),
+            Self::Pod(endpoint) => endpoint.protocol,
+            Self::Unknown => None,
+        };
+        said.unwrap_or_else(|| Hint::of_port(port))
+    }
+}
+
+// === impl ServiceEndpoints ===
+
+impl ServiceEndpoints {
+    /// Its name and port, as every pod may call it.
+    pub(crate) fn authority(&self) -> String {
+        let Self {
+            namespace,
+            name,
+            port,
+            ..
+        } = self;
+        format!("{name}.{namespace}.svc.cluster.local:{port}")
+    }
 }
 
 // === impl Destinations ===
@@ -146,10 +185,14 @@ impl Destinations {
         let dst = canonical(dst);
         let entry = self.entry(pod, dst)?;
         entry.touch(self.now());
-        entry.resolve().await.ok_or(Unresolved::NoAnswer {
+        let resolved = entry.resolve().await.ok_or(Unresolved::NoAnswer {
             destination: dst,
             waited_ms: WAIT.as_millis(),
-        })
+        })?;
+        if entry::is_undeclared(&resolved) {
+            return Err(Unresolved::Undeclared { destination: dst });
+        }
+        Ok(resolved)
     }
 
     /// Control said what a destination is, or how it changed.
@@ -173,13 +216,17 @@ impl Destinations {
         self.read().iter().map(|(dst, _)| *dst).collect()
     }
 
-    /// Forgets what was not dialled for ten minutes.
+    /// Forgets what was not dialled for ten minutes, unless something is balanced by it still.
     pub(crate) fn forget_idle(&self) {
-        let Some(before) = self.now().checked_sub(IDLE) else {
-            return;
-        };
+        if let Some(before) = self.now().checked_sub(IDLE) {
+            self.forget_unused_since(before);
+        }
+    }
+
+    fn forget_unused_since(&self, before: Duration) {
+        let idle = |entry: &Arc<Entry>| entry.used() < before && Entry::rank(entry).is_some();
         let mut table = self.write();
-        let idle = table.iter().filter(|(_, entry)| entry.used() < before);
+        let idle = table.iter().filter(|(_, entry)| idle(entry));
         let idle: Vec<_> = idle.map(|(dst, _)| *dst).collect();
         for dst in idle {
             table.remove(dst);
@@ -206,8 +253,11 @@ impl Destinations {
         let now = self.now();
         let mut table = self.write();
         let room = LIMIT.saturating_sub(table.len());
-        for Saved { destination, what } in saved.into_iter().take(room) {
-            table.insert(destination, Entry::restored(what.into(), now));
+        for saved in saved.into_iter().take(room) {
+            let balancers = self.inner.metrics.balancers.clone();
+            let destination = saved.destination;
+            let entry = Entry::restored(saved.into(), now, balancers);
+            table.insert(destination, entry);
         }
     }
 
@@ -228,7 +278,10 @@ impl Destinations {
         let gone = gone.map_err(|full| self.refused(dst, full))?;
         self.inner.metrics.evicted.inc_by(gone.len() as u64);
         gone.into_iter().for_each(|dst| self.forgotten(dst));
-        let entry = table.insert(dst, Entry::new(pod.clone(), now));
+        let entry = table.insert(
+            dst,
+            Entry::new(pod.clone(), now, self.inner.metrics.balancers.clone()),
+        );
         self.ask(Ask::Subscribe(dst));
         Ok(entry)
     }

@@ -81,6 +81,7 @@ impl Fixture {
             config: data_path(),
             metrics: Metrics::register(&registry)?,
             access_log: AccessLog::new(AccessLogFormat::Off),
+            draining: tokio::sync::watch::Sender::new(false),
         });
         let around = pods::Surroundings {
             proxy: proxy.clone(),
@@ -208,6 +209,7 @@ fn data_path() -> DataPathConfig {
         inbound_connect_timeout: second,
         handshake_timeout: second,
         half_open_timeout: second,
+        body_timeout: second,
         access_log: AccessLogFormat::Off,
     }
 }

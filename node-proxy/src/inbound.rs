@@ -9,6 +9,7 @@
 //! anything the client's first bytes are still judged by the rule: a ClientHello for this pod is
 //! never relayed.
 
+mod connected;
 mod rule;
 
 use std::{io, sync::Arc};
@@ -25,17 +26,21 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use self::rule::{Verdict, decide};
+use self::{
+    connected::{Connected, requests},
+    rule::{Verdict, decide},
+};
 use crate::{
-    accept::{self, Accepted, Refused},
+    accept::{self, Accepted, Connection, Refused},
     app::Proxy,
-    carry::{Carried, Wire, carry},
+    carry::Wire,
     client_hello::{self, First},
+    http::{Version, inbound::Admitted},
     metrics::{Counter, Fault, Handshaking, Leg, Tls},
     pods::Pod,
     sockets::PooledStream,
     tcp,
-    tls::{self, ALPN_TCP, Handshaken, Session},
+    tls::{self, Alpn, Handshaken, Session},
 };
 
 type Policy = watch::Receiver<Arc<InboundPolicy>>;
@@ -47,16 +52,13 @@ struct Identified {
     /// The client has not said anything yet.
     silent: bool,
     tls: Tls,
+    /// What the client's proxy says that it sends.
+    alpn: Alpn,
     wire: Wire,
 }
 
-/// A client that was let in, and the application that it reached.
-#[derive(Debug)]
-struct Connected {
-    identified: Identified,
-    leg: Leg,
-    dialled: PooledStream,
-}
+/// A connection that goes no further, and what it is counted as.
+type Stopped = (Accepted, Leg, Refused);
 
 /// Serves one listener until `close` turns true.
 pub async fn serve(
@@ -70,42 +72,67 @@ pub async fn serve(
 
 pub(crate) async fn handle(mut accepted: Accepted) {
     // Held longer than the socket: the port is taken as long as that.
-    let pod = accepted.pod.clone();
-    let _wire = pod.sockets.wire(accepted.source);
-    let mut policy = accepted.pod.policy();
-    match connect(&mut accepted, &mut policy).await {
-        Ok(connected) => connected.carry(accepted, policy).await,
-        Err((leg, refused)) => accepted.refuse(&leg, &refused).await,
+    let wire = accepted
+        .connection
+        .pod
+        .sockets
+        .wire(accepted.connection.source);
+    accepted.connection.hold(wire);
+    let policy = accepted.connection.pod.policy();
+    let served = match identify(&mut accepted, &policy).await {
+        Ok(identified) => serve_identified(accepted, identified, policy).await,
+        Err(refused) => Err((accepted, unidentified(), refused)),
+    };
+    if let Err((accepted, leg, refused)) = served {
+        accepted.refuse(&leg, &refused).await;
     }
 }
 
-async fn connect(
-    accepted: &mut Accepted,
-    policy: &mut Policy,
-) -> Result<Connected, (Leg, Refused)> {
-    let identified = identify(accepted, policy).await.map_err(unidentified)?;
-    let mut connected = identified.connect(accepted, policy).await?;
-    if !connected.identified.silent {
-        return Ok(connected);
-    }
-    let Some((first, bytes)) = late(accepted, &connected.dialled, policy).await else {
-        return Ok(connected);
+/// Asks the policy. HTTP of a mesh peer is served as such; for anything else the application is
+/// dialled, and the first word decides.
+async fn serve_identified(
+    accepted: Accepted,
+    identified: Identified,
+    mut policy: Policy,
+) -> Result<(), Stopped> {
+    let leg = identified.leg();
+    let permit = match identified.authorize(&accepted, &leg, &mut policy) {
+        Ok(permit) => permit,
+        Err(refused) => return Err((accepted, leg, refused)),
     };
-    match judge(accepted, &first, bytes, policy).await {
-        Ok(identified) if identified.client.is_none() => {
-            connected.leg = identified.leg();
-            connected.identified = identified;
-            Ok(connected)
+    let Identified {
+        client,
+        silent,
+        alpn,
+        wire,
+        ..
+    } = identified;
+    let version = match alpn {
+        Alpn::Http1 => Version::Http1,
+        Alpn::H2 => Version::Http2,
+        Alpn::Tcp => {
+            let dialled = match dial(&accepted.connection, &permit).await {
+                Ok(dialled) => dialled,
+                Err(error) => return Err((accepted, leg, not_dialled(error))),
+            };
+            let connected = Connected {
+                client,
+                silent,
+                leg,
+                wire,
+                dialled,
+            };
+            return connected.serve(accepted, policy, permit).await;
         }
-        Ok(identified) => {
-            connected.dialled.reset();
-            identified.connect(accepted, policy).await
-        }
-        Err(refused) => {
-            connected.dialled.reset();
-            Err(unidentified(refused))
-        }
-    }
+    };
+    let admitted = Admitted {
+        client,
+        leg,
+        permit,
+    };
+    let (connection, stream) = accepted.into_stream(wire);
+    requests(connection, stream, version, admitted, None, policy).await;
+    Ok(())
 }
 
 /// What the client begins with, if it is the first to say something and that may be a ClientHello.
@@ -121,7 +148,7 @@ async fn late(
         _ = tcp::peek_or_wait(dialled.tcp()) => return None,
         _ = policy.changed() => return None,
     };
-    let until = Instant::now() + accepted.proxy.config.handshake_timeout;
+    let until = Instant::now() + accepted.connection.proxy.config.handshake_timeout;
     match byte {
         Ok(Some(byte)) if client_hello::may_begin(byte) => {
             Some(client_hello::read(&mut accepted.tcp, until).await)
@@ -130,12 +157,14 @@ async fn late(
     }
 }
 
-fn unidentified(refused: Refused) -> (Leg, Refused) {
-    (Leg::new(Direction::Inbound, Tls::NoIdentity), refused)
+fn unidentified() -> Leg {
+    Leg::new(Direction::Inbound, Tls::NoIdentity)
 }
 
 async fn identify(accepted: &mut Accepted, policy: &Policy) -> Result<Identified, Refused> {
-    accepted.check_loop(accepted.original)?;
+    accepted
+        .connection
+        .check_loop(accepted.connection.original)?;
     tcp::tune_wire(&accepted.tcp).map_err(|error| Refused::new(Fault::Io, error))?;
     let _unknown = unknown(accepted)?;
     let (first, bytes) = first(accepted, policy).await?;
@@ -144,7 +173,11 @@ async fn identify(accepted: &mut Accepted, policy: &Policy) -> Result<Identified
 
 /// Held until it is clear who the client is.
 fn unknown(accepted: &Accepted) -> Result<Handshaking, Refused> {
-    let handshaking = accepted.pod.metrics().handshake(accepted.source.ip());
+    let handshaking = accepted
+        .connection
+        .pod
+        .metrics()
+        .handshake(accepted.connection.source.ip());
     handshaking.ok_or_else(|| {
         let reason = "too many clients have not said yet who they are";
         Refused::new(Fault::LoadShed, reason)
@@ -157,9 +190,13 @@ async fn judge(
     bytes: Vec<u8>,
     policy: &Policy,
 ) -> Result<Identified, Refused> {
-    let own = accepted.proxy.domain.server_name(&accepted.pod.identity);
+    let own = accepted
+        .connection
+        .proxy
+        .domain
+        .server_name(&accepted.connection.pod.identity);
     let strict = policy.borrow().requires_identity();
-    match decide(strict, first, &own, &accepted.proxy.domain) {
+    match decide(strict, first, &own, &accepted.connection.proxy.domain) {
         Verdict::Mesh => mesh(accepted, bytes).await,
         Verdict::Relay => Ok(Identified {
             client: None,
@@ -168,6 +205,7 @@ async fn judge(
                 First::Hello(_) => Tls::Opaque,
                 _ => Tls::NoIdentity,
             },
+            alpn: Alpn::Tcp,
             wire: Wire::Plain(bytes),
         }),
         Verdict::Reset => Err(not_a_peer(first)),
@@ -181,7 +219,7 @@ async fn judge(
 
 /// What the connection begins with. Only a policy that wants an identity waits for a first byte.
 async fn first(accepted: &mut Accepted, policy: &Policy) -> Result<(First, Vec<u8>), Refused> {
-    let until = Instant::now() + accepted.proxy.config.handshake_timeout;
+    let until = Instant::now() + accepted.connection.proxy.config.handshake_timeout;
     let byte = match tcp::peek(&accepted.tcp) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             if !policy.borrow().requires_identity() {
@@ -202,8 +240,11 @@ async fn first(accepted: &mut Accepted, policy: &Policy) -> Result<(First, Vec<u
 }
 
 async fn mesh(accepted: &mut Accepted, hello: Vec<u8>) -> Result<Identified, Refused> {
-    let proxy = accepted.proxy.clone();
-    let credentials = proxy.identities.credentials(&accepted.pod.identity).await;
+    let proxy = accepted.connection.proxy.clone();
+    let credentials = proxy
+        .identities
+        .credentials(&accepted.connection.pod.identity)
+        .await;
     let credentials = credentials.map_err(|error| Refused::new(Fault::NoCertificate, error))?;
     let connection = UnbufferedServerConnection::new(credentials.server.clone())
         .map_err(|error| Refused::new(Fault::Tls, error))?;
@@ -213,29 +254,37 @@ async fn mesh(accepted: &mut Accepted, hello: Vec<u8>) -> Result<Identified, Ref
         .await
         .map_err(|_| Refused::new(Fault::Tls, "the handshake took too long"))?
         .map_err(|error| Refused::new(Fault::Tls, error))?;
+    let client = tls::peer(&done.session, &proxy.domain);
+    let client = client.map_err(|error| Refused::new(Fault::PeerIdentity, error))?;
     Ok(Identified {
-        client: Some(client(&done, &proxy)?),
+        client: Some(client),
         silent: false,
         tls: Tls::Mutual,
+        alpn: alpn(&done)?,
         wire: Wire::Mutual(done),
     })
 }
 
-fn client(done: &Handshaken, proxy: &Proxy) -> Result<Identity, Refused> {
-    if done.session.alpn() != Some(ALPN_TCP) {
+fn alpn(done: &Handshaken) -> Result<Alpn, Refused> {
+    let alpn = done.session.alpn().and_then(Alpn::of);
+    alpn.ok_or_else(|| {
         let reason = "the client agreed to no protocol of this release";
-        return Err(Refused::new(Fault::NoApplicationProtocol, reason));
-    }
-    tls::peer(&done.session, &proxy.domain)
-        .map_err(|error| Refused::new(Fault::PeerIdentity, error))
+        Refused::new(Fault::NoApplicationProtocol, reason)
+    })
 }
 
 /// Dials the application. The permit proves that the policy was asked.
-async fn dial(accepted: &Accepted, _permit: &Permit) -> Result<PooledStream, Refused> {
-    let limit = accepted.proxy.config.inbound_connect_timeout;
-    let (client, to) = (accepted.source.ip(), accepted.original);
-    let dialled = accepted.pod.sockets.dial_from(client, to, limit).await;
-    dialled.map_err(|error| Refused::new(Fault::Io, format!("could not dial {to}: {error}")))
+pub(crate) async fn dial(connection: &Connection, _permit: &Permit) -> io::Result<PooledStream> {
+    let limit = connection.proxy.config.inbound_connect_timeout;
+    let (client, to) = (connection.source.ip(), connection.original);
+    connection.pod.sockets.dial_from(client, to, limit).await
+}
+
+fn not_dialled(error: io::Error) -> Refused {
+    Refused::new(
+        Fault::Io,
+        format!("could not dial the application: {error}"),
+    )
 }
 
 fn not_a_peer(first: &First) -> Refused {
@@ -295,72 +344,8 @@ impl Identified {
             Ok(permit) => (Counter::Allow, permit.rule()),
             Err(denied) => (Counter::Deny, denied.rules.as_str()),
         };
-        let metrics = accepted.pod.metrics();
+        let metrics = accepted.connection.pod.metrics();
         metrics.authorized(counter, rule, self.tls, &leg.client_id);
         answer.map_err(|denied| Refused::new(Fault::Unauthorized, denied))
-    }
-
-    /// Asks the policy, and dials the application.
-    async fn connect(
-        self,
-        accepted: &Accepted,
-        policy: &mut Policy,
-    ) -> Result<Connected, (Leg, Refused)> {
-        let leg = self.leg();
-        let dialled = match self.authorize(accepted, &leg, policy) {
-            Ok(permit) => dial(accepted, &permit).await,
-            Err(refused) => Err(refused),
-        };
-        match dialled {
-            Ok(dialled) => Ok(Connected {
-                identified: self,
-                leg,
-                dialled,
-            }),
-            Err(refused) => Err((leg, refused)),
-        }
-    }
-}
-
-// === impl Connected ===
-
-impl Connected {
-    async fn carry(self, accepted: Accepted, policy: Policy) {
-        let pod = accepted.pod.clone();
-        let Identified {
-            client, tls, wire, ..
-        } = self.identified;
-        let dst = accepted.original;
-        let revoked = async {
-            let rules = revoked(policy, client.as_ref()).await;
-            let client_id = client.as_ref().map(ToString::to_string);
-            let client_id = client_id.unwrap_or_default();
-            pod.metrics()
-                .authorized(Counter::Terminate, &rules, tls, &client_id);
-        };
-        let carried = Carried {
-            accepted,
-            dialled: self.dialled,
-            leg: self.leg,
-            wire,
-            dst,
-            endpoint: None,
-        };
-        carry(carried, revoked).await;
-    }
-}
-
-/// Ready when the policy has changed so that it no longer lets the client in, with the names of the
-/// rules that it has now.
-async fn revoked(mut policy: Policy, client: Option<&Identity>) -> String {
-    let client = client.map_or(Client::Unidentified, Client::Identified);
-    loop {
-        if policy.changed().await.is_err() {
-            // The pod is gone; its connections go on as they are.
-            std::future::pending::<()>().await;
-        }
-        if let Err(denied) = authorize(&policy.borrow_and_update(), client) {
-            return denied.rules;
-        }
     }
 }

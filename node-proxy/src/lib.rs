@@ -10,6 +10,7 @@ mod agent_link;
 pub mod app;
 mod backoff;
 mod balance;
+mod buffer;
 mod carry;
 mod client_hello;
 pub mod config;
@@ -17,8 +18,10 @@ mod confine;
 mod control_link;
 mod descriptors;
 mod destinations;
+mod detect;
 #[cfg(test)]
 mod fixture;
+mod http;
 mod identities;
 mod inbound;
 mod metrics;

@@ -1,15 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The data path's metrics, under Linkerd's names, per workload and peer identity.
 //!
-//! Label values are looked up once per connection and cached per pod; bytes are added to resolved
-//! handles. The series of a pod go when the pod is gone and its last connection ended.
+//! Label values are looked up once per connection and cached per pod; bytes and requests are added to
+//! resolved handles. A peer's series go when it is idle, a pod's when the pod is gone and its last
+//! connection ended. How many there are is bounded ([`bounds`]); what is beyond is counted in series
+//! with `overflow="true"`, so that sums stay right.
 
+mod bounds;
+mod exposition;
 mod families;
 mod fault;
 mod handshakes;
+mod http;
+mod labels;
 mod limit;
 mod pod;
+mod sets;
+mod tally;
 mod transport;
+mod value;
 
 #[cfg(test)]
 mod tests;
@@ -24,16 +33,22 @@ use culvert_api::workload::Workload;
 use prometheus::Registry;
 
 use self::{
-    families::Families,
+    bounds::{AllSeries, Bound, MAX_SERIES},
+    exposition::Exposition,
+    families::Globals,
+    labels::PodLabels,
     limit::Limit,
-    pod::{PodLabels, PodSeries},
+    pod::PodSeries,
 };
 pub(crate) use self::{
     fault::Fault,
     handshakes::Handshaking,
+    http::{HttpLeg, HttpSeries, Outcome},
+    labels::{Leg, Peer, Tls},
     limit::{Admitted, Dialling},
-    pod::{Counter, PodMetrics},
-    transport::{Leg, Meter, OpenLeg, Tls},
+    pod::PodMetrics,
+    tally::{Counter, Tally},
+    transport::{Meter, OpenLeg, OpenSide},
 };
 
 /// The most connections that are open at once in this process.
@@ -53,7 +68,8 @@ pub struct Metrics(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    families: Families,
+    globals: Globals,
+    series: Arc<AllSeries>,
     limit: Arc<Limit>,
     /// Connections that will need a second descriptor.
     dialling: Arc<AtomicUsize>,
@@ -73,13 +89,21 @@ struct Labelled {
 impl Metrics {
     /// Registers every family.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        Ok(Self(Arc::new(Shared {
-            families: Families::register(registry)?,
+        Self::bounded(registry, MAX_SERIES)
+    }
+
+    /// With so many series at most.
+    fn bounded(registry: &Registry, max: usize) -> Result<Self, prometheus::Error> {
+        let metrics = Self(Arc::new(Shared {
+            globals: Globals::register(registry)?,
+            series: AllSeries::new(max),
             limit: Arc::new(Limit::new(MAX_CONNECTIONS)),
             dialling: Arc::default(),
             said: Mutex::default(),
             pods: Mutex::default(),
-        })))
+        }));
+        registry.register(Box::new(Exposition::new(metrics.clone())?))?;
+        Ok(metrics)
     }
 
     /// The metrics of one pod, to be held as long as its connections.
@@ -88,7 +112,7 @@ impl Metrics {
         let mut pods = self.0.lock();
         let labelled = pods.entry(labels.clone()).or_insert_with(|| Labelled {
             users: 0,
-            series: Arc::new(PodSeries::new(labels)),
+            series: Arc::new(PodSeries::new(labels, Bound::new(self.0.series.clone()))),
         });
         labelled.users += 1;
         PodMetrics::new(self.clone(), labelled.series.clone(), MAX_POD_CONNECTIONS)
@@ -96,12 +120,22 @@ impl Metrics {
 
     /// A connection's task panicked. It cost that connection only.
     pub(crate) fn panicked(&self) {
-        self.0.families.panics.inc();
+        self.0.globals.panics.inc();
     }
 
     /// How many connections are open in this process.
     pub fn open_connections(&self) -> usize {
         self.0.limit.open()
+    }
+
+    fn pods(&self) -> Vec<Arc<PodSeries>> {
+        let pods = self.0.lock();
+        pods.values().map(|pod| pod.series.clone()).collect()
+    }
+
+    /// How many series there are, and may be.
+    fn series(&self) -> (usize, usize) {
+        (self.0.series.taken(), self.0.series.max())
     }
 
     fn release(&self, series: &PodSeries) {
@@ -112,7 +146,6 @@ impl Metrics {
         labelled.users -= 1;
         if labelled.users == 0 {
             pods.remove(series.labels());
-            series.remove(&self.0.families);
         }
     }
 }

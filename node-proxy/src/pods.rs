@@ -22,7 +22,7 @@ use arc_swap::ArcSwap;
 use culvert_api::{
     agent::{FromProxy, Listener, SocketPool},
     identity::Identity,
-    policy::InboundPolicy,
+    policy::{AccessLogFormat, InboundPolicy},
     workload::{Addresses, PodUid, Workload, WorkloadKey},
 };
 use tokio::{
@@ -40,6 +40,7 @@ use crate::{
     agent_link::ToAgent,
     app::Proxy,
     control_link::Ask,
+    http::Pool,
     metrics::PodMetrics,
     sockets::{Recycler, SocketMetrics, Sockets},
     state::Dirty,
@@ -63,6 +64,8 @@ pub struct Pod {
     pub identity: Identity,
     /// The sockets to dial with.
     pub sockets: Sockets,
+    /// The connections that its requests go out on.
+    pub(crate) http: Pool,
     metrics: PodMetrics,
     addresses: ArcSwap<Vec<IpAddr>>,
     own_listeners: ArcSwap<Vec<SocketAddr>>,
@@ -123,6 +126,11 @@ impl Pod {
     /// The pod's metrics, made once per pod.
     pub fn metrics(&self) -> &PodMetrics {
         &self.metrics
+    }
+
+    /// How requests to its application are logged.
+    pub(crate) fn access_log(&self) -> Option<AccessLogFormat> {
+        self.policy.borrow().access_log
     }
 
     /// Changes the policy in force.
@@ -267,6 +275,7 @@ impl Pods {
         let pods = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(LEAVING).await;
+            pod.http.close();
             pod.sockets.close();
             let back = pods.lock().entries.contains_key(&pod.key);
             if !back {
@@ -403,6 +412,7 @@ impl Pods {
             key: key.clone(),
             identity: proxy.domain.identity(&workload.namespace, name),
             sockets: Sockets::new(key, agent, socket_metrics, recycler.clone()),
+            http: Pool::default(),
             metrics: proxy.metrics.pod(&workload),
             addresses: ArcSwap::default(),
             own_listeners: ArcSwap::default(),

@@ -8,11 +8,9 @@
 //! | RST | RST, once what came before it has arrived |
 //!
 //! One future per connection, polled by hand: two directions, no lock, buffers only while bytes
-//! move ([`buffer`]), a timer only while something is waited for ([`watch`]).
+//! move ([`crate::buffer`]), a timer only while something is waited for ([`watch`]).
 
-mod buffer;
 mod chunk;
-mod intake;
 mod pump;
 mod watch;
 
@@ -49,6 +47,10 @@ pub(crate) struct Ends<'a> {
     pub(crate) plain: Vec<u8>,
     /// What was read from the wire already, not yet decrypted.
     pub(crate) sealed: Vec<u8>,
+    /// What was read from the application already.
+    pub(crate) early: Vec<u8>,
+    /// What was read already is in the meters.
+    pub(crate) counted: bool,
 }
 
 /// Where bytes are counted.

@@ -94,6 +94,14 @@ pub(crate) fn peek(tcp: &TcpStream) -> io::Result<Option<u8>> {
     }
 }
 
+/// As many of the bytes that wait to be read as `into` has room for, without consuming them.
+pub(crate) fn peek_into<'a>(tcp: &TcpStream, into: &'a mut [u8]) -> io::Result<&'a [u8]> {
+    // SAFETY: nothing uninitialised is written through it, `recv` initialises what it writes.
+    let room = unsafe { &mut *(std::ptr::from_mut(into) as *mut [MaybeUninit<u8>]) };
+    let count = SockRef::from(tcp).peek(room)?;
+    Ok(into.get(..count).unwrap_or_default())
+}
+
 /// As [`peek`], when there is a byte or the peer has closed.
 pub(crate) async fn peek_or_wait(tcp: &TcpStream) -> io::Result<Option<u8>> {
     tcp.async_io(Interest::READABLE, || peek(tcp)).await

@@ -160,3 +160,20 @@ fn damaged_hellos_do_no_harm_and_are_read_as_rustls_reads_them() {
         "{accepted} were accepted"
     );
 }
+
+#[test]
+fn whatever_comes_ends_within_the_limit() {
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    for round in 0..3000 {
+        let mut assembler = Assembler::default();
+        let mut first = assembler.push(&[HANDSHAKE, MAJOR]);
+        while first.is_none() {
+            // As much as is read at once, and records that are long, short and empty.
+            let mut piece = vec![0; 1 + random.below(PIECE).min(MAX - assembler.bytes.len() - 1)];
+            piece.fill_with(|| [1, 0, 0, HANDSHAKE, MAJOR, 0xff][random.below(6)]);
+            first = assembler.push(&piece);
+        }
+        assert_eq!(first, Some(First::Other), "round {round}");
+        assert!(assembler.bytes.capacity() <= 2 * MAX, "round {round}");
+    }
+}

@@ -21,7 +21,7 @@ fn addr() -> SocketAddr {
 fn unknown() -> Said {
     Said::Destination(v1::Destination {
         destination: Some(addr().into()),
-        kind: Some(v1::destination::Kind::Unknown(v1::Unknown {})),
+        kind: Some(v1::destination::Kind::Unknown(v1::Unknown::default())),
     })
 }
 
@@ -33,6 +33,7 @@ fn policy(clients: v1::Clients) -> Said {
     Said::Policy(v1::Policy {
         pod_uid: workload().uid.0,
         rules: vec![rule],
+        ..Default::default()
     })
 }
 

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,8 +14,12 @@ use std::{
 use culvert_api::workload::WorkloadKey;
 use tokio::sync::watch;
 
-use super::{Endpoint, Resolved, ServiceEndpoints, message::Change, saved::SavedKind};
-use crate::balance::Balancer;
+use super::{
+    Endpoint, Resolved, Said, ServiceEndpoints,
+    message::{Change, Described},
+    saved::SavedKind,
+};
+use crate::balance::{Balancer, BalancerMetrics, ServicePort};
 
 /// How long a connection waits for control to say what an unknown destination is.
 pub(super) const WAIT: Duration = Duration::from_secs(3);
@@ -23,6 +27,10 @@ pub(super) const WAIT: Duration = Duration::from_secs(3);
 /// How long the first connection that would go out in plaintext on the word of an earlier proxy
 /// waits for control's own.
 pub(super) const CONFIRM: Duration = Duration::from_secs(1);
+
+/// What a service's address is at a port that is none of its. One object, to be told by that: there is
+/// nothing more to know of it, and nobody gets it.
+static UNDECLARED: LazyLock<Arc<Resolved>> = LazyLock::new(|| Arc::new(Resolved::Unknown));
 
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -35,33 +43,44 @@ pub(super) struct Entry {
     owner: Option<WorkloadKey>,
     /// Restored, and control has neither said otherwise nor been waited for in vain.
     provisional: watch::Sender<bool>,
+    balancers: BalancerMetrics,
 }
 
 /// What goes first at a limit: what is no service and no pod, then what was not used for longest.
 pub(super) type Rank = (bool, u64);
 
+pub(super) fn is_undeclared(resolved: &Arc<Resolved>) -> bool {
+    Arc::ptr_eq(resolved, &UNDECLARED)
+}
+
 // === impl Entry ===
 
 impl Entry {
     /// One that `owner` was the first to dial.
-    pub(super) fn new(owner: WorkloadKey, now: Duration) -> Self {
-        Self::made(Some(owner), now, false)
+    pub(super) fn new(owner: WorkloadKey, now: Duration, balancers: BalancerMetrics) -> Self {
+        Self::made(Some(owner), now, false, balancers)
     }
 
     /// What an earlier proxy knew.
-    pub(super) fn restored(known: Change, now: Duration) -> Self {
-        let entry = Self::made(None, now, true);
+    pub(super) fn restored(known: Change, now: Duration, balancers: BalancerMetrics) -> Self {
+        let entry = Self::made(None, now, true, balancers);
         entry.change(known);
         entry
     }
 
-    fn made(owner: Option<WorkloadKey>, now: Duration, provisional: bool) -> Self {
+    fn made(
+        owner: Option<WorkloadKey>,
+        now: Duration,
+        provisional: bool,
+        balancers: BalancerMetrics,
+    ) -> Self {
         let entry = Self {
             resolved: watch::Sender::new(None),
             endpoints: Mutex::default(),
             used: AtomicU64::default(),
             owner,
             provisional: watch::Sender::new(provisional),
+            balancers,
         };
         entry.touch(now);
         entry
@@ -96,8 +115,7 @@ impl Entry {
 
     /// What it is, waited for if need be. `None`: control did not say.
     pub(super) async fn resolve(&self) -> Option<Arc<Resolved>> {
-        let mut resolved = self.resolved.subscribe();
-        let known = resolved.borrow_and_update().clone();
+        let known = self.resolved.borrow().clone();
         match known {
             Some(known) if self.is_doubtful(&known) => {
                 self.confirmed().await;
@@ -105,6 +123,7 @@ impl Entry {
             }
             Some(known) => Some(known),
             None => {
+                let mut resolved = self.resolved.subscribe();
                 let answer = tokio::time::timeout(WAIT, resolved.wait_for(Option::is_some)).await;
                 answer.ok()?.ok()?.clone()
             }
@@ -158,25 +177,33 @@ impl Entry {
 
     fn change(&self, change: Change) {
         match change {
-            Change::Unknown => self.become_single(Resolved::Unknown),
-            Change::Pod(endpoint) => self.become_single(Resolved::Pod(endpoint)),
+            Change::Unknown => self.become_single(Arc::new(Resolved::Unknown)),
+            Change::Undeclared => self.become_single(Arc::clone(&UNDECLARED)),
+            Change::Pod(endpoint) => self.become_single(Arc::new(Resolved::Pod(endpoint))),
             Change::Service {
-                namespace,
-                name,
+                service,
                 snapshot,
                 set,
                 removed,
             } => {
                 let endpoints = self.merge(snapshot, set, &removed);
-                self.become_service(namespace, name, &endpoints);
+                self.become_service(service, snapshot, &endpoints);
             }
         }
     }
 
-    fn become_single(&self, resolved: Resolved) {
+    fn become_single(&self, resolved: Arc<Resolved>) {
         let mut endpoints = self.lock_endpoints();
         endpoints.clear();
-        self.resolved.send_replace(Some(Arc::new(resolved)));
+        self.replace(resolved);
+    }
+
+    /// Who still holds the service that this was finds no endpoint in it any more.
+    fn replace(&self, resolved: Arc<Resolved>) {
+        let before = self.resolved.send_replace(Some(resolved));
+        if let Some(Resolved::Service(service)) = before.as_deref() {
+            service.balancer.update(&[], true);
+        }
     }
 
     fn merge(&self, snapshot: bool, set: Vec<Endpoint>, removed: &[SocketAddr]) -> Vec<Endpoint> {
@@ -192,28 +219,42 @@ impl Entry {
     }
 
     /// A service stays the same object, so that its connections and loads stay known.
-    fn become_service(&self, namespace: String, name: String, endpoints: &[Endpoint]) {
+    fn become_service(&self, now: Described, snapshot: bool, endpoints: &[Endpoint]) {
         let known = self.resolved.borrow().clone();
         if let Some(Resolved::Service(service)) = known.as_deref()
-            && (&service.namespace, &service.name) == (&namespace, &name)
+            && (&service.namespace, &service.name) == (&now.namespace, &now.name)
         {
-            service.balancer.update(endpoints);
+            service.protocol.set(now.protocol);
+            service.balancer.update(endpoints, snapshot);
             return;
         }
-        let balancer = Balancer::default();
-        balancer.update(endpoints);
+        let balancer = self.balancer(&now);
+        balancer.update(endpoints, true);
         let service = ServiceEndpoints {
-            namespace,
-            name,
+            namespace: now.namespace,
+            name: now.name,
+            port: now.port,
+            protocol: Said::new(now.protocol),
             balancer,
         };
-        self.resolved
-            .send_replace(Some(Arc::new(Resolved::Service(service))));
+        self.replace(Arc::new(Resolved::Service(service)));
+    }
+
+    fn balancer(&self, of: &Described) -> Balancer {
+        let service = ServicePort {
+            namespace: of.namespace.clone(),
+            name: of.name.clone(),
+            port: of.port,
+        };
+        Balancer::measured(self.balancers.clone(), service)
     }
 
     /// What the state file keeps of it.
     pub(super) fn save(&self) -> Option<SavedKind> {
         let resolved = self.resolved.borrow().clone()?;
+        if is_undeclared(&resolved) {
+            return None;
+        }
         Some(match &*resolved {
             Resolved::Unknown => SavedKind::Unknown,
             Resolved::Pod(endpoint) => SavedKind::Pod {
@@ -224,6 +265,7 @@ impl Entry {
                 SavedKind::Service {
                     namespace: service.namespace.clone(),
                     name: service.name.clone(),
+                    protocol: service.protocol.get(),
                     endpoints: endpoints.values().cloned().collect(),
                 }
             }

@@ -4,8 +4,9 @@
 use std::net::SocketAddr;
 
 use culvert_api::{
-    grpc::{BadAddress, v1},
+    grpc::{BadAddress, hint, v1},
     identity::IdentityDomain,
+    protocol::Hint,
     workload::{PodUid, Workload},
 };
 
@@ -22,14 +23,25 @@ pub(super) struct Update {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Unknown,
+    /// A service's address and none of its ports.
+    Undeclared,
     Pod(Endpoint),
     Service {
-        namespace: String,
-        name: String,
+        service: Described,
         snapshot: bool,
         set: Vec<Endpoint>,
         removed: Vec<SocketAddr>,
     },
+}
+
+/// A service's port, apart from its endpoints.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Described {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) port: u16,
+    /// None: control did not say.
+    pub(super) protocol: Option<Hint>,
 }
 
 /// A message of control can't be read.
@@ -53,9 +65,10 @@ pub(super) fn read(
                 what: "kind of destination",
             });
         }
-        Some(Kind::Unknown(v1::Unknown {})) => Change::Unknown,
+        Some(Kind::Unknown(v1::Unknown { undeclared: true })) => Change::Undeclared,
+        Some(Kind::Unknown(_)) => Change::Unknown,
         Some(Kind::Pod(pod)) => pod_change(pod, domain)?,
-        Some(Kind::Service(service)) => service_change(service, domain)?,
+        Some(Kind::Service(service)) => service_change(service, destination.port(), domain)?,
     };
     Ok(Update {
         destination,
@@ -69,12 +82,20 @@ fn pod_change(pod: &v1::Pod, domain: &IdentityDomain) -> Result<Change, Unreadab
     Ok(Change::Pod(endpoint(pod, domain)?))
 }
 
-fn service_change(service: &v1::Service, domain: &IdentityDomain) -> Result<Change, Unreadable> {
+fn service_change(
+    service: &v1::Service,
+    port: u16,
+    domain: &IdentityDomain,
+) -> Result<Change, Unreadable> {
     let set = service.set.iter().map(|set| endpoint(set, domain));
     let removed = service.removed.iter().map(|removed| address(Some(removed)));
     Ok(Change::Service {
-        namespace: service.namespace.clone(),
-        name: service.name.clone(),
+        service: Described {
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
+            port,
+            protocol: hint(service.protocol),
+        },
         snapshot: service.snapshot,
         set: set.collect::<Result<_, _>>()?,
         removed: removed.collect::<Result<_, _>>()?,
@@ -95,6 +116,7 @@ fn endpoint(endpoint: &v1::Endpoint, domain: &IdentityDomain) -> Result<Endpoint
         node: endpoint.node.clone(),
         identity: domain.identity(&endpoint.namespace, &endpoint.service_account),
         meshed: endpoint.meshed,
+        protocol: hint(endpoint.protocol),
     })
 }
 

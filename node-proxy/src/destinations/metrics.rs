@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is counted of destinations beyond their limits.
+//! What is counted of destinations: those beyond their limits, and the balancers of services.
 
 use prometheus::{IntCounter, Registry};
 
-/// The counters. Clones share them.
+use crate::balance::BalancerMetrics;
+
+/// The counters and families. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct DestinationMetrics {
     /// Destinations that were forgotten early, to make room.
     pub(super) evicted: IntCounter,
     /// Destinations that were refused, because all others are in use.
     pub(super) refused: IntCounter,
+    /// Of the services among them.
+    pub(super) balancers: BalancerMetrics,
 }
 
 impl DestinationMetrics {
@@ -24,6 +28,10 @@ impl DestinationMetrics {
         )?;
         registry.register(Box::new(evicted.clone()))?;
         registry.register(Box::new(refused.clone()))?;
-        Ok(Self { evicted, refused })
+        Ok(Self {
+            evicted,
+            refused,
+            balancers: BalancerMetrics::register(registry)?,
+        })
     }
 }

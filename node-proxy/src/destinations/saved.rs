@@ -4,9 +4,13 @@
 
 use std::net::SocketAddr;
 
+use culvert_api::protocol::Hint;
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, message::Change};
+use super::{
+    Endpoint,
+    message::{Change, Described},
+};
 
 /// A destination as the state file has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +27,9 @@ pub(super) enum SavedKind {
     Service {
         namespace: String,
         name: String,
+        /// None in an earlier release's file, and where control did not say.
+        #[serde(default)]
+        protocol: Option<Hint>,
         endpoints: Vec<Endpoint>,
     },
     Pod {
@@ -32,20 +39,25 @@ pub(super) enum SavedKind {
     Unknown,
 }
 
-// === impl SavedKind ===
+// === impl Saved ===
 
-impl From<SavedKind> for Change {
-    fn from(saved: SavedKind) -> Self {
-        match saved {
+impl From<Saved> for Change {
+    fn from(saved: Saved) -> Self {
+        match saved.what {
             SavedKind::Unknown => Self::Unknown,
             SavedKind::Pod { endpoint } => Self::Pod(endpoint),
             SavedKind::Service {
                 namespace,
                 name,
+                protocol,
                 endpoints,
             } => Self::Service {
-                namespace,
-                name,
+                service: Described {
+                    namespace,
+                    name,
+                    port: saved.destination.port(),
+                    protocol,
+                },
                 snapshot: true,
                 set: endpoints,
                 removed: Vec::new(),

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+mod hints;
+
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::{entry::CONFIRM, saved::SavedKind, table::POD_LIMIT, *};
@@ -41,6 +43,7 @@ fn service(snapshot: bool, set: Vec<v1::Endpoint>, removed: &[u8]) -> v1::Destin
         snapshot,
         set,
         removed: removed.iter().map(|last| addr(*last).into()).collect(),
+        ..Default::default()
     };
     v1::Destination {
         destination: Some(addr(1).into()),
@@ -145,7 +148,7 @@ async fn nobody_waits_longer_than_three_seconds() {
 fn unknown(at: SocketAddr) -> v1::Destination {
     v1::Destination {
         destination: Some(at.into()),
-        kind: Some(v1::destination::Kind::Unknown(v1::Unknown {})),
+        kind: Some(v1::destination::Kind::Unknown(v1::Unknown::default())),
     }
 }
 
@@ -310,4 +313,57 @@ async fn what_nobody_answered_for_is_not_saved() {
         .map(|saved| saved.destination)
         .collect();
     assert_eq!(saved, [many(1, 0)]);
+}
+
+#[tokio::test]
+async fn what_requests_are_balanced_by_is_not_forgotten() {
+    let (destinations, mut asked) = destinations();
+    let first = service(true, vec![endpoint(2, true)], &[]);
+    let held = resolved(&destinations, &mut asked, &first).await;
+    destinations.forget_unused_since(Duration::MAX);
+    assert_eq!(destinations.in_use(), [addr(1)]);
+    drop(held);
+    destinations.forget_unused_since(Duration::MAX);
+    assert!(destinations.in_use().is_empty());
+}
+
+/// Its addresses may be somebody else's by now.
+#[tokio::test(start_paused = true)]
+async fn who_holds_a_service_that_is_gone_finds_no_endpoint_in_it() {
+    let (destinations, mut asked) = destinations();
+    let first = service(true, vec![endpoint(2, true)], &[]);
+    let held = resolved(&destinations, &mut asked, &first).await;
+    let Resolved::Service(service) = &*held else {
+        panic!("{held:?}");
+    };
+    assert!(service.balancer.ready(&[]).await.is_ok());
+    destinations.apply(&unknown(addr(1)));
+    let unready = service.balancer.ready(&[]).await.err();
+    assert_eq!(unready, Some(crate::balance::Unready::FailFast));
+}
+
+#[tokio::test]
+async fn a_services_series_go_with_its_entry() {
+    let registry = prometheus::Registry::new();
+    let (mut destinations, mut asked) = destinations();
+    let metrics = DestinationMetrics::register(&registry);
+    let inner = Arc::get_mut(&mut destinations.inner).unwrap_or_else(|| panic!("shared"));
+    inner.metrics = metrics.unwrap_or_else(|e| panic!("{e}"));
+    let series = || {
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather());
+        let text = text.unwrap_or_else(|e| panic!("{e}"));
+        let of = |line: &&str| line.contains("backend_name=\"cart\"");
+        text.lines().filter(of).count()
+    };
+    let first = service(true, vec![endpoint(2, true)], &[]);
+    let held = resolved(&destinations, &mut asked, &first).await;
+    assert_eq!(series(), 0);
+    let Resolved::Service(service) = &*held else {
+        panic!("{held:?}");
+    };
+    drop(service.balancer.ready(&[]).await);
+    assert!(series() > 10);
+    drop(held);
+    destinations.forget_unused_since(Duration::MAX);
+    assert_eq!(series(), 0);
 }

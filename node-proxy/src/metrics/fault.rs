@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Why connections fail: the closed set of values of the label `error`.
 
-use std::fmt;
+use std::{fmt, io};
 
 /// Why a connection was refused or broken off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +43,14 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
+    /// What a broken connection counts as: the peer's TLS, or the socket.
+    pub(crate) fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Self::Tls,
+            _ => Self::Io,
+        }
+    }
+
     /// The label value.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

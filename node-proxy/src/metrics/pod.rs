@@ -1,33 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One pod's series.
+//! One pod's metrics.
 
 use std::{
-    collections::{BTreeSet, HashMap},
     net::IpAddr,
     os::fd::AsFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use culvert_api::{agent::Direction, workload::Workload};
-use prometheus::IntCounterVec;
+use culvert_api::agent::Direction;
 
 use super::{
     Metrics,
-    families::{Families, remove},
+    bounds::Bound,
+    exposition::Page,
+    families::Family,
     fault::Fault,
     handshakes::{Handshakes, Handshaking},
+    http::{HttpLeg, HttpSeries},
+    labels::{Labels, Leg, Peer, PodLabels, Tls},
     limit::{Admitted, Dialling, Limit},
-    transport::{Leg, Legs, OpenLeg, Tls},
+    sets::Sets,
+    tally::{self, Counter, Detection, Tally},
+    transport::{OpenLeg, OpenSide, Side},
 };
-use crate::descriptors::{self, Use};
-
-/// Series of peers that nobody talked to for this long are removed, as in Linkerd.
-const IDLE: Duration = Duration::from_secs(600);
-
-/// The values of the local pod's labels.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct PodLabels([String; 5]);
+use crate::{
+    descriptors::{self, Use},
+    detect::Protocol,
+};
 
 /// The metrics of one enrolled pod. Its series go with the last of these.
 #[derive(Debug)]
@@ -38,49 +41,27 @@ pub struct PodMetrics {
     handshakes: Arc<Handshakes>,
 }
 
+/// What remains to be told of a leg for which there is no room.
+pub(super) type Common = (Direction, Tls);
+
 /// The series of one set of pod labels.
 #[derive(Debug)]
 pub(super) struct PodSeries {
     labels: PodLabels,
-    legs: Mutex<HashMap<Leg, Arc<Legs>>>,
-    counters: Mutex<BTreeSet<(Counter, Vec<String>)>>,
-}
-
-/// A family of counters that are looked up when they count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Counter {
-    InboundErrors,
-    OutboundErrors,
-    Allow,
-    Deny,
-    Terminate,
-}
-
-// === impl PodLabels ===
-
-impl From<&Workload> for PodLabels {
-    fn from(workload: &Workload) -> Self {
-        Self([
-            workload.namespace.clone(),
-            workload.name.clone(),
-            workload.owner_kind.clone(),
-            workload.owner_name.clone(),
-            workload.service_account.clone(),
-        ])
-    }
-}
-
-impl PodLabels {
-    pub(super) fn values(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
-    }
+    bound: Arc<Bound>,
+    sides: Sets<(Leg, Peer), (Common, Peer), Side>,
+    http: Sets<HttpLeg, Common, HttpSeries>,
+    tallies: Sets<(Counter, Vec<String>), Counter, Tally>,
+    inbound: OnceLock<Detection>,
+    outbound: OnceLock<Detection>,
+    overflows: AtomicU64,
 }
 
 // === impl PodMetrics ===
 
 impl PodMetrics {
     pub(super) fn new(metrics: Metrics, series: Arc<PodSeries>, max_connections: usize) -> Self {
-        let gauge = metrics.0.families.handshakes.clone();
+        let gauge = metrics.0.globals.handshakes.clone();
         Self {
             handshakes: Arc::new(Handshakes::new(gauge)),
             metrics,
@@ -101,7 +82,7 @@ impl PodMetrics {
             shared.scarce();
             return None;
         }
-        Admitted::new(&shared.limit, &self.limit, &shared.families.connections)
+        Admitted::new(&shared.limit, &self.limit, &shared.globals.connections)
     }
 
     /// One more client that is not known yet, unless this pod has too many, or too many of its address.
@@ -116,8 +97,14 @@ impl PodMetrics {
 
     /// A connection was opened.
     pub(crate) fn open(&self, leg: Leg) -> OpenLeg {
-        let families = &self.metrics.0.families;
-        OpenLeg::new(self.series.legs(families, leg), families.clone())
+        let source = self.open_side(leg.clone(), Peer::Source);
+        OpenLeg::new(source, self.open_side(leg, Peer::Destination))
+    }
+
+    /// One side of a connection was opened: the two have lives of their own where requests are
+    /// forwarded. `peer` is who is at its other end.
+    pub(crate) fn open_side(&self, leg: Leg, peer: Peer) -> OpenSide {
+        OpenSide::new(self.series.side(leg, peer))
     }
 
     /// A connection was refused or broken off.
@@ -134,8 +121,54 @@ impl PodMetrics {
         self.count(answer, &[rule, tls.as_str(), client_id]);
     }
 
-    fn count(&self, counter: Counter, rest: &[&str]) {
-        self.series.count(&self.metrics.0.families, counter, rest);
+    /// The series of requests, to be kept by what serves or sends them.
+    pub(crate) fn http(&self, leg: &HttpLeg) -> Arc<HttpSeries> {
+        self.series.http(leg)
+    }
+
+    /// The proxy itself answered a request, or broke it off. `error` is of a closed set.
+    pub(crate) fn http_fault(&self, direction: Direction, error: &'static str) {
+        let counter = match direction {
+            Direction::Inbound => Counter::InboundHttpErrors,
+            Direction::Outbound => Counter::OutboundHttpErrors,
+        };
+        self.count(counter, &[error]);
+    }
+
+    /// What requests that `rule` allows, or rules refuse, are counted with: one for a connection.
+    /// `answer` is [`Counter::HttpAllow`] or [`Counter::HttpDeny`].
+    pub(crate) fn http_authorized(
+        &self,
+        answer: Counter,
+        rule: &str,
+        tls: Tls,
+        client_id: &str,
+    ) -> Arc<Tally> {
+        self.series.tally(answer, &[rule, tls.as_str(), client_id])
+    }
+
+    /// It is clear what a connection speaks, or (none) that it says nothing for now.
+    pub(crate) fn detected(
+        &self,
+        direction: Direction,
+        protocol: Option<Protocol>,
+        took: Duration,
+    ) {
+        let counter = match direction {
+            Direction::Inbound => Counter::InboundDetected,
+            Direction::Outbound => Counter::OutboundDetected,
+        };
+        self.count(counter, &[tally::detected(protocol)]);
+        self.series.detection(direction).took(took);
+    }
+
+    /// An outbound connection is served as this.
+    pub(crate) fn protocol(&self, protocol: Protocol) {
+        self.count(Counter::OutboundProtocol, &[tally::protocol(protocol)]);
+    }
+
+    fn count(&self, counter: Counter, values: &[&str]) {
+        self.series.tally(counter, values).inc();
     }
 }
 
@@ -148,11 +181,16 @@ impl Drop for PodMetrics {
 // === impl PodSeries ===
 
 impl PodSeries {
-    pub(super) fn new(labels: PodLabels) -> Self {
+    pub(super) fn new(labels: PodLabels, bound: Arc<Bound>) -> Self {
         Self {
             labels,
-            legs: Mutex::default(),
-            counters: Mutex::default(),
+            bound,
+            sides: Sets::default(),
+            http: Sets::default(),
+            tallies: Sets::default(),
+            inbound: OnceLock::new(),
+            outbound: OnceLock::new(),
+            overflows: AtomicU64::new(0),
         }
     }
 
@@ -160,60 +198,116 @@ impl PodSeries {
         &self.labels
     }
 
-    pub(super) fn remove(&self, families: &Families) {
-        lock(&self.legs)
-            .drain()
-            .for_each(|(_, legs)| legs.remove(families));
-        for (counter, labels) in std::mem::take(&mut *lock(&self.counters)) {
-            let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-            remove(counter.family(families), &labels);
+    /// Removes what nobody used for `idle`.
+    pub(super) fn sweep(&self, idle: Duration) {
+        self.sides.sweep(idle);
+        self.http.sweep(idle);
+        self.tallies.sweep(idle);
+    }
+
+    fn side(&self, leg: Leg, peer: Peer) -> Arc<Side> {
+        let common = ((leg.direction, leg.tls), peer);
+        let made = || Some(Side::new(self.bound.take(Side::SERIES)?));
+        self.sides.get(&(leg, peer), made).unwrap_or_else(|| {
+            self.overflowed();
+            let anyway = || Side::new(self.bound.take_anyway(Side::SERIES));
+            self.sides.beyond(common, anyway)
+        })
+    }
+
+    fn http(self: &Arc<Self>, leg: &HttpLeg) -> Arc<HttpSeries> {
+        let common = (leg.leg.direction, leg.leg.tls);
+        let made = || {
+            let charge = self.bound.take(HttpSeries::SERIES)?;
+            Some(HttpSeries::new(charge, Arc::downgrade(self), common))
+        };
+        let set = self.http.get(leg, made);
+        set.unwrap_or_else(|| self.http_beyond(common))
+    }
+
+    /// What counts the requests and responses for which there is no room.
+    pub(super) fn http_beyond(&self, common: Common) -> Arc<HttpSeries> {
+        self.overflowed();
+        let anyway = || HttpSeries::shared(self.bound.take_anyway(HttpSeries::SERIES));
+        self.http.beyond(common, anyway)
+    }
+
+    fn tally(&self, counter: Counter, values: &[&str]) -> Arc<Tally> {
+        let key = (counter, values.iter().copied().map(str::to_owned).collect());
+        let charge = || match counter.is_open() {
+            true => self.bound.take(1),
+            false => Some(self.bound.take_anyway(1)),
+        };
+        let tally = self.tallies.get(&key, || Some(Tally::new(charge()?)));
+        tally.unwrap_or_else(|| {
+            self.overflowed();
+            let anyway = || Tally::new(self.bound.take_anyway(1));
+            self.tallies.beyond(counter, anyway)
+        })
+    }
+
+    fn detection(&self, direction: Direction) -> &Detection {
+        let detection = match direction {
+            Direction::Inbound => &self.inbound,
+            Direction::Outbound => &self.outbound,
+        };
+        detection.get_or_init(|| Detection::new(self.bound.take_anyway(Detection::SERIES)))
+    }
+
+    fn overflowed(&self) {
+        self.overflows.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Puts everything on the page.
+    pub(super) fn expose(&self, page: &mut Page) {
+        let labels = self.labels.labels();
+        self.expose_sides(page, &labels);
+        self.expose_http(page, &labels);
+        self.expose_tallies(page, &labels);
+        let detections = [
+            (Direction::Inbound, self.inbound.get()),
+            (Direction::Outbound, self.outbound.get()),
+        ];
+        for (direction, detection) in detections {
+            if let Some(detection) = detection {
+                detection.expose(page, direction, labels.clone());
+            }
+        }
+        let overflows = self.overflows.load(Ordering::Relaxed);
+        page.count(Family::Overflow, labels, overflows);
+    }
+
+    fn expose_sides(&self, page: &mut Page, labels: &Labels) {
+        let (of, beyond) = self.sides.all();
+        for ((leg, peer), side) in of {
+            side.expose(page, labels.clone(), &leg, peer);
+        }
+        for (((direction, tls), peer), side) in beyond {
+            let leg = Leg::new(direction, tls);
+            side.expose(page, labels.clone().overflow(), &leg, peer);
         }
     }
 
-    fn legs(&self, families: &Families, leg: Leg) -> Arc<Legs> {
-        let mut all = lock(&self.legs);
-        if let Some(legs) = all.get(&leg) {
-            return legs.clone();
+    fn expose_http(&self, page: &mut Page, labels: &Labels) {
+        let (of, beyond) = self.http.all();
+        for (leg, series) in of {
+            series.expose(page, &leg.labels(labels.clone()));
         }
-        collect_idle(&mut all, families);
-        let legs = Arc::new(Legs::new(families, &self.labels, &leg));
-        all.insert(leg, legs.clone());
-        legs
+        for ((direction, tls), series) in beyond {
+            let authority = Arc::default();
+            let leg = Leg::new(direction, tls);
+            let leg = HttpLeg { leg, authority };
+            series.expose(page, &leg.labels(labels.clone().overflow()));
+        }
     }
 
-    fn count(&self, families: &Families, counter: Counter, rest: &[&str]) {
-        let labels: Vec<_> = self.labels.values().chain(rest.iter().copied()).collect();
-        counter.family(families).with_label_values(&labels).inc();
-        let key = (counter, labels.into_iter().map(str::to_owned).collect());
-        lock(&self.counters).insert(key);
-    }
-}
-
-/// Runs when a new peer appears, so that the series of one pod stay bounded by those in use.
-fn collect_idle(all: &mut HashMap<Leg, Arc<Legs>>, families: &Families) {
-    all.retain(|_, legs| {
-        let keep = Arc::strong_count(legs) > 1 || legs.idle() < IDLE;
-        if !keep {
-            legs.remove(families);
+    fn expose_tallies(&self, page: &mut Page, labels: &Labels) {
+        let (of, beyond) = self.tallies.all();
+        for ((counter, values), tally) in of {
+            tally.expose(page, counter, labels.clone(), &values);
         }
-        keep
-    });
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-// === impl Counter ===
-
-impl Counter {
-    fn family(self, families: &Families) -> &IntCounterVec {
-        match self {
-            Self::InboundErrors => &families.inbound_errors,
-            Self::OutboundErrors => &families.outbound_errors,
-            Self::Allow => &families.allow,
-            Self::Deny => &families.deny,
-            Self::Terminate => &families.terminate,
+        for (counter, tally) in beyond {
+            tally.expose(page, counter, labels.clone().overflow(), &[]);
         }
     }
 }

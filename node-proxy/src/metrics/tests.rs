@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+mod bounded;
+mod http;
+
 use culvert_api::{
     agent::Direction,
     workload::{PodUid, Workload},
@@ -19,15 +22,23 @@ fn workload(name: &str) -> Workload {
 }
 
 fn rig() -> (Registry, Metrics) {
+    bounded_rig(MAX_SERIES)
+}
+
+fn bounded_rig(max: usize) -> (Registry, Metrics) {
     let registry = Registry::new();
-    let metrics = Metrics::register(&registry).unwrap_or_else(|e| panic!("{e}"));
+    let metrics = Metrics::bounded(&registry, max).unwrap_or_else(|e| panic!("{e}"));
     (registry, metrics)
+}
+
+fn page(registry: &Registry) -> String {
+    let text = TextEncoder::new().encode_to_string(&registry.gather());
+    text.unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The lines of the pod's series.
 fn lines(registry: &Registry, pod: &str) -> Vec<String> {
-    let text = TextEncoder::new().encode_to_string(&registry.gather());
-    let text = text.unwrap_or_else(|e| panic!("{e}"));
+    let text = page(registry);
     let label = format!("pod=\"{pod}\"");
     text.lines()
         .filter(|line| line.contains(&label))

@@ -12,35 +12,43 @@ use rustls::{client::UnbufferedClientConnection, pki_types::ServerName};
 use tokio::time::timeout;
 
 use crate::{
-    accept::{Accepted, Refused},
+    accept::{Connection, Refused},
     carry::Wire,
     destinations::Endpoint,
     identities::NoCertificate,
     metrics::{Fault, Tls},
     sockets::PooledStream,
     tcp,
-    tls::{self, ALPN_TCP, Credentials, HandshakeError, Handshaken, PeerError, Session},
+    tls::{self, Alpn, Credentials, HandshakeError, Handshaken, PeerError, Session, Stream},
 };
 
 /// Dials for one connection of an application.
 #[derive(Debug)]
-pub(super) struct Dialler<'a> {
-    accepted: &'a Accepted,
+pub(crate) struct Dialler<'a> {
+    connection: &'a Connection,
     own: Arc<Vec<IpAddr>>,
 }
 
 /// A leg.
 #[derive(Debug)]
-pub(super) struct Dialled {
-    pub(super) stream: PooledStream,
-    pub(super) tls: Tls,
-    pub(super) to: SocketAddr,
-    pub(super) wire: Wire,
+pub(crate) struct Dialled {
+    pub(crate) stream: PooledStream,
+    pub(crate) tls: Tls,
+    pub(crate) to: SocketAddr,
+    pub(crate) wire: Wire,
+}
+
+/// A leg that bytes are read from and written to.
+#[derive(Debug)]
+pub(crate) struct Streaming {
+    pub(crate) stream: Stream<PooledStream>,
+    pub(crate) tls: Tls,
+    pub(crate) to: SocketAddr,
 }
 
 /// There is no leg. Never answered by trying with less.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DialError {
+pub(crate) enum DialError {
     /// Nobody answered, or with RST.
     #[error("could not dial {to}: {error}")]
     Connect {
@@ -85,27 +93,68 @@ pub(super) enum DialError {
     Loop(Refused),
 }
 
+// === impl Dialled ===
+
+impl Dialled {
+    pub(crate) fn into_stream(self) -> Streaming {
+        Streaming {
+            stream: self.wire.into_stream(self.stream),
+            tls: self.tls,
+            to: self.to,
+        }
+    }
+}
+
+// === impl Streaming ===
+
+impl Streaming {
+    /// As it is, `read` being what was read of it and is to be read again.
+    pub(crate) fn after(self, read: &[u8]) -> Self {
+        self.into_dialled(read).into_stream()
+    }
+
+    /// Back again, `read` being what was read of it.
+    pub(crate) fn into_dialled(self, read: &[u8]) -> Dialled {
+        let (stream, wire) = self.stream.into_parts(read);
+        Dialled {
+            stream,
+            tls: self.tls,
+            to: self.to,
+            wire,
+        }
+    }
+}
+
 // === impl Dialler ===
 
 impl<'a> Dialler<'a> {
-    pub(super) fn new(accepted: &'a Accepted) -> Self {
+    pub(crate) fn new(connection: &'a Connection) -> Self {
         Self {
-            own: accepted.pod.addresses(),
-            accepted,
+            own: connection.pod.addresses(),
+            connection,
         }
     }
 
     /// Dials an endpoint: with mutual TLS if it is meshed, unless it is the pod itself.
-    pub(super) async fn endpoint(&self, endpoint: &Endpoint) -> Result<Dialled, DialError> {
+    pub(crate) async fn endpoint(
+        &self,
+        endpoint: &Endpoint,
+        alpn: Alpn,
+    ) -> Result<Dialled, DialError> {
         let to = endpoint.addr;
-        if endpoint.meshed && !self.is_own(to.ip()) {
-            return self.meshed(to, &endpoint.identity).await;
+        match self.is_encrypted(endpoint) {
+            true => self.meshed(to, &endpoint.identity, alpn).await,
+            false => self.plain(to).await,
         }
-        self.plain(to).await
+    }
+
+    /// Whether an endpoint is dialled with mutual TLS.
+    pub(crate) fn is_encrypted(&self, endpoint: &Endpoint) -> bool {
+        endpoint.meshed && !self.is_own(endpoint.addr.ip())
     }
 
     /// Dials without TLS.
-    pub(super) async fn plain(&self, to: SocketAddr) -> Result<Dialled, DialError> {
+    pub(crate) async fn plain(&self, to: SocketAddr) -> Result<Dialled, DialError> {
         let tls = if self.is_own(to.ip()) {
             Tls::Loopback
         } else {
@@ -121,15 +170,20 @@ impl<'a> Dialler<'a> {
 
     /// A peer that does not answer in TLS may have left the mesh a moment ago: it gets a second
     /// chance, on a new connection and with TLS again.
-    async fn meshed(&self, to: SocketAddr, peer: &Identity) -> Result<Dialled, DialError> {
-        let proxy = &self.accepted.proxy;
-        let own = &self.accepted.pod.identity;
+    async fn meshed(
+        &self,
+        to: SocketAddr,
+        peer: &Identity,
+        alpn: Alpn,
+    ) -> Result<Dialled, DialError> {
+        let proxy = &self.connection.proxy;
+        let own = &self.connection.pod.identity;
         let credentials = proxy.identities.credentials(own).await?;
-        match self.mutual(to, peer, &credentials).await {
+        match self.mutual(to, (peer, alpn), &credentials).await {
             Err(error) if error.is_not_tls() => {
-                let metrics = self.accepted.pod.metrics();
+                let metrics = self.connection.pod.metrics();
                 metrics.fault(Direction::Outbound, Fault::NotTls);
-                self.mutual(to, peer, &credentials).await
+                self.mutual(to, (peer, alpn), &credentials).await
             }
             other => other,
         }
@@ -138,20 +192,20 @@ impl<'a> Dialler<'a> {
     async fn mutual(
         &self,
         to: SocketAddr,
-        peer: &Identity,
+        (peer, alpn): (&Identity, Alpn),
         credentials: &Credentials,
     ) -> Result<Dialled, DialError> {
         // Made before the connection, so that the ClientHello goes out with its first segment.
-        let session = self.session(peer, credentials);
+        let session = self.session(peer, alpn, credentials);
         let session = session.map_err(|error| failed(to, error.into()))?;
         let mut stream = self.connect(to, true).await?;
-        let limit = self.accepted.proxy.config.handshake_timeout;
+        let limit = self.connection.proxy.config.handshake_timeout;
         let handshake = tls::handshake(session, stream.tcp_mut(), Vec::new());
         let done = match timeout(limit, handshake).await {
             Err(_) => Err(DialError::Slow { to }),
             Ok(done) => done.map_err(|error| failed(to, error)),
         };
-        match done.and_then(|done| self.check(to, peer, done)) {
+        match done.and_then(|done| self.check(to, (peer, alpn), done)) {
             Ok(done) => Ok(Dialled {
                 stream,
                 tls: Tls::Mutual,
@@ -169,12 +223,14 @@ impl<'a> Dialler<'a> {
     fn session(
         &self,
         peer: &Identity,
+        alpn: Alpn,
         credentials: &Credentials,
     ) -> Result<Box<Session>, rustls::Error> {
-        let name = self.accepted.proxy.domain.server_name(peer);
+        let name = self.connection.proxy.domain.server_name(peer);
         let name = ServerName::try_from(name)
             .map_err(|_| rustls::Error::General(format!("{peer} makes no DNS name")))?;
-        let connection = UnbufferedClientConnection::new(credentials.client.clone(), name)?;
+        let config = credentials.client.clone();
+        let connection = UnbufferedClientConnection::new_with_alpn(config, name, alpn.offers())?;
         Ok(Box::new(Session::client(connection)))
     }
 
@@ -182,26 +238,27 @@ impl<'a> Dialler<'a> {
     fn check(
         &self,
         to: SocketAddr,
-        expected: &Identity,
+        (expected, offered): (&Identity, Alpn),
         done: Handshaken,
     ) -> Result<Handshaken, DialError> {
-        let got = tls::peer(&done.session, &self.accepted.proxy.domain)
+        let got = tls::peer(&done.session, &self.connection.proxy.domain)
             .map_err(|error| DialError::Peer { to, error })?;
         if got != *expected {
             let (got, expected) = (Box::new(got), Box::new(expected.clone()));
             let error = PeerError::Other { got, expected };
             return Err(DialError::Peer { to, error });
         }
-        if done.session.alpn() != Some(ALPN_TCP) {
-            return Err(DialError::Protocol { to });
+        match done.session.alpn().and_then(Alpn::of) {
+            Some(agreed) if agreed == offered || agreed == Alpn::Tcp => Ok(done),
+            _ => Err(DialError::Protocol { to }),
         }
-        Ok(done)
     }
 
     async fn connect(&self, to: SocketAddr, defer: bool) -> Result<PooledStream, DialError> {
-        self.accepted.check_loop(to).map_err(DialError::Loop)?;
-        let limit = self.accepted.proxy.config.outbound_connect_timeout;
-        let sockets = &self.accepted.pod.sockets;
+        let connection = self.connection;
+        connection.check_loop(to).map_err(DialError::Loop)?;
+        let limit = connection.proxy.config.outbound_connect_timeout;
+        let sockets = &connection.pod.sockets;
         let stream = sockets.dial(to, self.source(to), limit, defer).await;
         stream.map_err(|error| DialError::Connect { to, error })
     }
@@ -209,7 +266,7 @@ impl<'a> Dialler<'a> {
     /// The address that the application chose, where there is a choice: with one address per family
     /// the kernel finds it.
     fn source(&self, to: SocketAddr) -> Option<IpAddr> {
-        let source = self.accepted.source.ip();
+        let source = self.connection.source.ip();
         let same = |ip: &&IpAddr| ip.is_ipv4() == to.is_ipv4();
         let choice = self.own.iter().filter(same).count() > 1;
         let fits = source.is_ipv4() == to.is_ipv4() && self.is_own(source);
@@ -229,12 +286,12 @@ fn failed(to: SocketAddr, error: HandshakeError) -> DialError {
 
 impl DialError {
     /// Whether another endpoint would fare no better.
-    pub(super) fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         self.is_not_tls() || matches!(self, Self::NoCertificate(_) | Self::Loop(_))
     }
 
     /// What it counts as.
-    pub(super) fn fault(&self) -> Fault {
+    pub(crate) fn fault(&self) -> Fault {
         match self {
             _ if self.is_not_tls() => Fault::NotTls,
             Self::Connect { .. } => Fault::Io,

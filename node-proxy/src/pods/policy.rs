@@ -20,22 +20,56 @@ pub(super) struct Stage {
     pub(super) withdrawing: bool,
 }
 
-/// The policy in force. Unknown is strict; while peers rightly dial in plaintext nothing is.
+/// The policy in force. Unknown is strict; while peers rightly dial in plaintext nothing is. What the
+/// ports speak and how requests are logged holds at every stage.
 pub(super) fn effective(asked: Option<&Arc<InboundPolicy>>, stage: Stage) -> Arc<InboundPolicy> {
     let Stage {
         live,
         reported,
         withdrawing,
     } = stage;
-    if withdrawing || (live && !reported) {
-        return PERMISSIVE.clone();
+    let open = withdrawing || (live && !reported);
+    match asked {
+        None if open => PERMISSIVE.clone(),
+        None => STRICT.clone(),
+        Some(asked) if open => Arc::new(InboundPolicy {
+            rules: PERMISSIVE.rules.clone(),
+            ..InboundPolicy::clone(asked)
+        }),
+        Some(asked) => asked.clone(),
     }
-    asked.unwrap_or(&STRICT).clone()
 }
 
 #[cfg(test)]
 mod tests {
+    use culvert_api::{
+        policy::AccessLogFormat,
+        protocol::{Hint, PortHint, PortHints},
+    };
+
     use super::*;
+
+    #[test]
+    fn ports_and_logs_are_the_pods_at_every_stage() {
+        let asked = Arc::new(InboundPolicy {
+            ports: PortHints::new(vec![PortHint::one(80, Hint::Opaque)]),
+            access_log: Some(AccessLogFormat::Json),
+            ..InboundPolicy::strict()
+        });
+        for withdrawing in [false, true] {
+            let stage = Stage {
+                live: false,
+                reported: true,
+                withdrawing,
+            };
+            let got = effective(Some(&asked), stage);
+            assert_eq!(got.requires_identity(), !withdrawing);
+            let hints = [80, 25].map(|port| got.protocol(port));
+            assert_eq!(hints, [Hint::Opaque, Hint::Detect]);
+            assert_eq!(got.access_log, Some(AccessLogFormat::Json));
+            assert_eq!(effective(None, stage).protocol(25), Hint::Opaque);
+        }
+    }
 
     #[test]
     fn strict_needs_peers_that_know() {

@@ -30,6 +30,7 @@ impl Pod {
             addresses: ArcSwap::from_pointee(addresses),
             own_listeners: ArcSwap::default(),
             policy: watch::Sender::new(Arc::new(policy)),
+            http: crate::http::Pool::default(),
         }
     }
 }

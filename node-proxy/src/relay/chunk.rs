@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{io::AsyncWrite, net::tcp::WriteHalf};
 
-use super::buffer::Buffer;
+use crate::buffer::Buffer;
 
 /// What one write began with, and what is left of it.
 #[derive(Debug)]

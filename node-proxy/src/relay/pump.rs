@@ -15,15 +15,11 @@ use tokio::{
     },
 };
 
-use super::{
-    Broken, Ends, Meters,
-    buffer::{Buffer, Size},
-    chunk::Chunk,
-    intake::Intake,
-};
+use super::{Broken, Ends, Meters, chunk::Chunk};
 use crate::{
+    buffer::{Buffer, Intake, Size},
     tcp,
-    tls::{RECORD_OVERHEAD, Session},
+    tls::{MAX_FRAGMENT, RECORD_OVERHEAD, Session},
 };
 
 /// How many reads one direction makes before the other has its turn.
@@ -79,9 +75,11 @@ enum Halt {
 impl<'a> Pumps<'a> {
     pub(super) fn new(ends: &'a mut Ends<'_>, meters: Meters) -> Self {
         let (plain, sealed) = (mem::take(&mut ends.plain), mem::take(&mut ends.sealed));
+        let early = mem::take(&mut ends.early);
         let mut down = Pump::default();
-        if ends.session.is_some() {
+        if !ends.counted {
             meters.wire.read.inc_by(plain.len() as u64);
+            meters.app.read.inc_by(early.len() as u64);
         }
         down.chunk = Chunk::early(plain);
         if ends
@@ -92,7 +90,7 @@ impl<'a> Pumps<'a> {
             // A short request and its end came with the handshake's last flight.
             down.phase = Phase::Ending;
         }
-        Self {
+        let mut pumps = Self {
             app: ends.app.split(),
             wire: ends.wire.split(),
             session: ends.session.take(),
@@ -103,6 +101,30 @@ impl<'a> Pumps<'a> {
             meters,
             broken: None,
             unconfirmed: false,
+        };
+        pumps.send_early(early);
+        pumps
+    }
+
+    /// What the application said before the relay began.
+    fn send_early(&mut self, early: Vec<u8>) {
+        let Some(session) = &mut self.session else {
+            self.up.chunk = Chunk::early(early);
+            return;
+        };
+        if early.is_empty() {
+            return;
+        }
+        let records = early.len().div_ceil(MAX_FRAGMENT);
+        let mut out = vec![0; early.len() + records * RECORD_OVERHEAD];
+        match session.seal(self.intake.filled(), &early, &mut out) {
+            Ok(length) => {
+                out.truncate(length);
+                let mut control = session.take_control();
+                control.append(&mut out);
+                self.up.chunk = Some(Chunk::joined(control, early.len()));
+            }
+            Err(error) => self.broken = Some(Broken::Tls(error)),
         }
     }
 

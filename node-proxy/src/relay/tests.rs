@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use std::sync::Arc;
 
-use prometheus::IntCounter;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
@@ -27,15 +26,8 @@ fn ok<T, E: std::fmt::Debug>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|e| panic!("{e:?}"))
 }
 
-fn counter() -> IntCounter {
-    ok(IntCounter::new("n", "n"))
-}
-
 fn meters() -> Meters {
-    let meter = || Meter {
-        read: counter(),
-        write: counter(),
-    };
+    let meter = Meter::default;
     Meters {
         app: meter(),
         wire: meter(),
@@ -85,6 +77,8 @@ fn spawn(
             session,
             plain,
             sealed,
+            early: Vec::new(),
+            counted: false,
         };
         let relayed = relay(ends, meters, half_open).await;
         if relayed.end.is_err() {
@@ -315,6 +309,8 @@ async fn what_was_read_before_is_delivered_first() {
         session: None,
         plain: b"early ".to_vec(),
         sealed: Vec::new(),
+        early: Vec::new(),
+        counted: false,
     };
     ok(far.write_all(b"late").await);
     ok(far.shutdown().await);
@@ -354,6 +350,8 @@ async fn a_request_and_its_end_may_come_with_the_handshake() {
         session: Some(done.session),
         plain: done.plain,
         sealed: done.sealed,
+        early: Vec::new(),
+        counted: false,
     };
     let relayed = relay(ends, meters(), HALF_OPEN).await;
     assert!(relayed.end.is_ok(), "{:?}", relayed.end);

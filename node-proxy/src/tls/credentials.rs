@@ -19,7 +19,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::{
-    ALPN_TCP,
+    Alpn,
     peer::{self, PeerError},
     verify::{ClientVerifier, ServerVerifier},
 };
@@ -114,7 +114,7 @@ fn server(
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![ALPN_TCP.to_vec()];
+    config.alpn_protocols = Alpn::ALL.map(|alpn| alpn.name().to_vec()).to_vec();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = Arc::new(TicketRotator::new(ticket_key_lifetime, ticket_key)?);
     config.max_early_data_size = 0;
@@ -134,7 +134,8 @@ fn client(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_auth_cert(chain, key)?;
-    config.alpn_protocols = vec![ALPN_TCP.to_vec()];
+    // Each connection offers what it is for.
+    config.alpn_protocols = Vec::new();
     config.resumption = Resumption::in_memory_sessions(CACHED_SESSIONS);
     config.enable_early_data = false;
     Ok(Arc::new(config))

@@ -96,6 +96,12 @@ impl Session {
         mem::take(&mut self.control)
     }
 
+    /// Has `bytes`, which were taken or sealed and not written, written before all that is still to
+    /// come.
+    pub(crate) fn say_first(&mut self, bytes: &[u8]) {
+        self.control.splice(..0, bytes.iter().copied());
+    }
+
     /// What is to be written after [`Self::open`] failed: the alert that says why. rustls must not
     /// look at the offending record again, so it is asked no oftener than it has something to say.
     pub(crate) fn last_words(&mut self, incoming: &mut [u8]) -> Vec<u8> {

@@ -122,8 +122,11 @@ pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
 
 pub(crate) fn client_session(credentials: &Credentials, server: &Identity) -> Box<Session> {
     let name = ok(ServerName::try_from(domain().server_name(server)));
-    let connection =
-        rustls::client::UnbufferedClientConnection::new(credentials.client.clone(), name);
+    let connection = rustls::client::UnbufferedClientConnection::new_with_alpn(
+        credentials.client.clone(),
+        name,
+        Alpn::Tcp.offers(),
+    );
     Box::new(Session::client(ok(connection)))
 }
 
@@ -166,7 +169,7 @@ async fn both_sides_know_each_other_and_resume_with_the_same_knowledge() {
         let (client, server) = (ok(client), ok(server));
         assert_eq!(peer(&client.session, &domain()), Ok(identity("cart")));
         assert_eq!(peer(&server.session, &domain()), Ok(identity("web")));
-        assert_eq!(client.session.alpn(), Some(ALPN_TCP));
+        assert_eq!(client.session.alpn(), Some(Alpn::Tcp.name()));
         assert_eq!(client.session.is_resumed(), resumed);
     }
 }

@@ -126,7 +126,7 @@ impl Rig {
     pub(super) fn answer_unknown(&self, at: &str) {
         let answer = v1::Destination {
             destination: Some(addr(at).into()),
-            kind: Some(v1::destination::Kind::Unknown(v1::Unknown {})),
+            kind: Some(v1::destination::Kind::Unknown(v1::Unknown::default())),
         };
         self.fixture.proxy.destinations.apply(&answer);
     }

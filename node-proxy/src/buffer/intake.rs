@@ -7,23 +7,20 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    net::tcp::ReadHalf,
-};
+use tokio::io::{AsyncRead, ReadBuf};
 
-use super::buffer::{Buffer, Size};
+use super::{Buffer, Size};
 
 /// Undecrypted bytes.
 #[derive(Debug, Default)]
-pub(super) struct Intake {
+pub(crate) struct Intake {
     bytes: Option<Buffer>,
     filled: usize,
 }
 
 impl Intake {
     /// What the handshake read too much, at most [`crate::tls::MAX_HANDSHAKE`] bytes.
-    pub(super) fn new(early: &[u8]) -> Self {
+    pub(crate) fn new(early: &[u8]) -> Self {
         let mut intake = Self::default();
         if let Some(room) = intake.reserve(Size::Large).get_mut(..early.len()) {
             room.copy_from_slice(early);
@@ -33,20 +30,20 @@ impl Intake {
         intake
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.filled
     }
 
     /// What there is.
-    pub(super) fn filled(&mut self) -> &mut [u8] {
+    pub(crate) fn filled(&mut self) -> &mut [u8] {
         let bytes = self.bytes.as_deref_mut().unwrap_or_default();
         bytes.get_mut(..self.filled).unwrap_or_default()
     }
 
     /// Reads once behind what there is. Zero bytes: the peer has closed.
-    pub(super) fn poll_read(
+    pub(crate) fn poll_read<R: AsyncRead + Unpin>(
         &mut self,
-        from: &mut ReadHalf<'_>,
+        from: &mut R,
         cx: &mut Context<'_>,
         size: Size,
     ) -> Poll<io::Result<usize>> {
@@ -58,7 +55,7 @@ impl Intake {
         }
         let read = Pin::new(from).poll_read(cx, &mut room);
         let count = room.filled().len();
-        if read.is_pending() {
+        if count == 0 {
             self.rest();
         }
         ready!(read)?;
@@ -67,7 +64,7 @@ impl Intake {
     }
 
     /// Removes from the front.
-    pub(super) fn discard(&mut self, count: usize) {
+    pub(crate) fn discard(&mut self, count: usize) {
         let filled = self.filled;
         if count > 0 {
             self.filled().copy_within(count.min(filled).., 0);
@@ -76,7 +73,7 @@ impl Intake {
     }
 
     /// Gives memory back before a wait.
-    pub(super) fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         if self.filled == 0 {
             self.bytes = None;
         } else if self.is_large() && self.filled <= Size::Small.read() {

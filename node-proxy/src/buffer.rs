@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Buffers that are borrowed while bytes move: an idle connection holds none.
 
+mod intake;
+
+pub(crate) use self::intake::Intake;
+
 use std::{
     cell::RefCell,
     mem,
@@ -28,9 +32,20 @@ thread_local! {
     static SPARES: RefCell<[Vec<Box<[u8]>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
+#[cfg(test)]
+thread_local! {
+    static LENT: std::cell::Cell<isize> = const { std::cell::Cell::new(0) };
+}
+
+/// How many buffers this thread has lent and not got back.
+#[cfg(test)]
+pub(crate) fn lent() -> isize {
+    LENT.get()
+}
+
 /// How much is read at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Size {
+pub(crate) enum Size {
     /// Until a read was full.
     #[default]
     Small,
@@ -40,14 +55,14 @@ pub(super) enum Size {
 
 /// Memory of one of the sizes, which goes back to the thread that drops it.
 #[derive(Debug)]
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     bytes: Box<[u8]>,
     size: Size,
 }
 
 impl Size {
     /// The most that one read takes.
-    pub(super) fn read(self) -> usize {
+    pub(crate) fn read(self) -> usize {
         match self {
             Self::Small => SMALL_READ,
             Self::Large => LARGE_READ,
@@ -55,7 +70,7 @@ impl Size {
     }
 
     /// What the next read should be like after one of `read` bytes.
-    pub(super) fn after(read: usize) -> Self {
+    pub(crate) fn after(read: usize) -> Self {
         if read >= SMALL_READ {
             Self::Large
         } else {
@@ -64,7 +79,7 @@ impl Size {
     }
 
     /// The smaller one that holds `bytes`.
-    pub(super) fn holding(bytes: usize) -> Self {
+    pub(crate) fn holding(bytes: usize) -> Self {
         if bytes <= SMALL {
             Self::Small
         } else {
@@ -81,13 +96,15 @@ impl Size {
 }
 
 impl Buffer {
-    pub(super) fn take(size: Size) -> Self {
+    pub(crate) fn take(size: Size) -> Self {
+        #[cfg(test)]
+        LENT.set(LENT.get() + 1);
         let spare = SPARES.with_borrow_mut(|spares| spares[size as usize].pop());
         let bytes = spare.unwrap_or_else(|| vec![0; size.capacity()].into());
         Self { bytes, size }
     }
 
-    pub(super) fn size(&self) -> Size {
+    pub(crate) fn size(&self) -> Size {
         self.size
     }
 }
@@ -108,6 +125,8 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        #[cfg(test)]
+        let _ = LENT.try_with(|lent| lent.set(lent.get() - 1));
         let bytes = mem::take(&mut self.bytes);
         // A thread that ends has no spares any more; then the memory is simply freed.
         let _ = SPARES.try_with(|spares| {
