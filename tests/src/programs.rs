@@ -3,7 +3,12 @@
 //! and each server on the second, strict, and all of it beside the mesh with `-plain` behind the
 //! name. What the pods run is in `tests/programs`.
 
-use std::{fs, net::IpAddr, path::Path, time::Duration};
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 
@@ -14,6 +19,9 @@ use crate::{
     sandbox::{Daemon, Plan, Sandbox},
     wait::wait_for,
 };
+
+pub mod replicas;
+pub mod requests;
 
 /// The pod of the clients.
 pub const CLIENT: &str = "client";
@@ -61,6 +69,22 @@ pub fn plan(name: &str, files: &Path, servers: &[Server]) -> anyhow::Result<Plan
 /// Where a program of `tests/programs` is.
 pub fn source(name: &str) -> String {
     format!("{}/programs/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Where `scripts/setup test` has installed what the Python programs need of PyPI: a directory per
+/// set of pins.
+pub fn venv() -> PathBuf {
+    let requirements = include_str!("../programs/requirements.txt");
+    let pins = requirements.lines().filter_map(|line| {
+        let (name, rest) = line.split_once("==")?;
+        Some(format!("{name}-{}", rest.trim_end_matches(" \\")))
+    });
+    Path::new("/opt/culvert-tests").join(pins.collect::<Vec<_>>().join("+"))
+}
+
+/// The Python that finds them.
+pub fn python() -> String {
+    venv().join("bin/python3").display().to_string()
 }
 
 /// The directory of a server's pod below that of the test, for what it shares with the client.
@@ -193,6 +217,7 @@ impl Opened {
     }
 }
 
-fn spiffe(account: &str) -> String {
+/// The identity of an account of the tests' namespace.
+pub fn spiffe(account: &str) -> String {
     format!("spiffe://cluster.local/ns/default/sa/{account}")
 }

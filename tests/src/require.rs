@@ -5,6 +5,8 @@ use std::{env, fs, path::Path};
 
 use anyhow::bail;
 
+use crate::programs;
+
 /// The user that runs the tests must be root.
 pub fn root() -> anyhow::Result<bool> {
     earned(
@@ -33,6 +35,12 @@ pub fn postgres() -> anyhow::Result<bool> {
     let mut versions = versions.into_iter().flatten().flatten();
     let found = versions.any(|version| version.path().join("bin/postgres").exists());
     earned(found, "PostgreSQL's server")
+}
+
+/// What the tests' Python programs need of PyPI must be installed, which `scripts/setup test` sees to.
+pub fn python() -> anyhow::Result<bool> {
+    let complete = programs::venv().join("complete");
+    earned(complete.exists(), "tests/programs/requirements.txt")
 }
 
 /// Whether the test can run. Without CI a missing thing skips it, loudly; with CI it fails.

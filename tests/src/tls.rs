@@ -17,7 +17,7 @@ use culvert_api::identity::IdentityDomain;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, Issuer, KeyPair, SanType};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, ServerConnection,
-    SignatureScheme, Stream,
+    SignatureScheme, Stream, StreamOwned,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
@@ -35,6 +35,10 @@ pub mod insider;
 
 /// The ALPN name of a raw stream between two proxies.
 pub const CULVERT_TCP: &[u8] = b"culvert/tcp";
+/// Of requests over HTTP/1.1.
+pub const CULVERT_HTTP1: &[u8] = b"culvert/http1";
+/// Of requests over HTTP/2.
+pub const CULVERT_H2: &[u8] = b"culvert/h2";
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -240,6 +244,20 @@ pub fn dial(addr: SocketAddr) -> anyhow::Result<TcpStream> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
+}
+
+/// A session over a connection, for whatever is said in it.
+pub fn session(
+    mut stream: TcpStream,
+    hello: &Hello,
+    own: Credentials,
+) -> anyhow::Result<StreamOwned<ClientConnection, TcpStream>> {
+    let name = ServerName::try_from(hello.server_name.clone())?;
+    let mut connection = ClientConnection::new(client_config(hello, Some(own))?, name)?;
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream)?;
+    }
+    Ok(StreamOwned::new(connection, stream))
 }
 
 fn talk(

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What flags of the processes change: the life of certificates, time-outs, the access log.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use culvert_tests::{
-    app::hold::Held,
+    app::{hold::Held, requests::Requested},
     manifests::Pod,
     require,
     sandbox::{Daemon, Plan, Sandbox},
@@ -40,6 +43,8 @@ fn configured() -> anyhow::Result<()> {
     let sandbox = plan
         .pod(&pod("client", "n1"))?
         .pod(&pod("server", "n2"))?
+        .pod(&logged("logged", &app, "json"))?
+        .pod(&logged("apache", &app, "apache"))?
         .up()?;
     sandbox.answers("client", "server", 7000)?;
     let mut suite = Suite::new(sandbox);
@@ -48,6 +53,7 @@ fn configured() -> anyhow::Result<()> {
         half_open,
     );
     suite.step("each connection is a line of the access log", access_log);
+    suite.step("each request is a line, for pods that ask for it", requests);
     suite.step("certificates are renewed under open connections", renewed);
     suite.finish()
 }
@@ -100,6 +106,60 @@ fn line(logs: &str, direction: &str, pod: &str) -> anyhow::Result<Value> {
     let mut of_pod = lines.filter(|line| line["direction"] == direction && line["pod"] == pod);
     let found = of_pod.find(|line| line["rx_bytes"] == 12 && line["tx_bytes"] == 12);
     found.with_context(|| format!("no such line among\n{logs}"))
+}
+
+/// A pod whose requests are logged.
+fn logged(name: &str, app: &Path, format: &str) -> Pod {
+    let pod = Pod::serving(name, "n2", app, &["7800=http"]).strict();
+    pod.annotation("culvert.io/access-log", format)
+}
+
+fn requests(sandbox: &Sandbox) -> anyhow::Result<()> {
+    for pod in ["logged", "apache"] {
+        let at = sandbox.at(pod, 7800)?;
+        let app = sandbox.testapp().to_str().context("the path is no UTF-8")?;
+        let command = [app, "requests", &at, "--count", "3"];
+        let requested: Requested = sandbox.exec("client", &command)?.json()?;
+        requested.all()?;
+    }
+    let client = sandbox.ip("client")?.to_string();
+    let logs = wait_for("three lines of each format", SOON, || {
+        let logs = sandbox.logs("proxy")?;
+        let found = [json_requests(&logs).len(), apache_requests(&logs).len()];
+        ensure!(found == [3, 3], "{found:?} among\n{logs}");
+        Ok(logs)
+    })?;
+    for line in json_requests(&logs) {
+        let address = line["client.addr"].as_str().unwrap_or_default();
+        ensure!(address.starts_with(&client), "{line}");
+        let id = "spiffe://cluster.local/ns/default/sa/client";
+        ensure!(line["client.id"] == id && line["status"] == 200, "{line}");
+        ensure!(
+            line["method"] == "GET" && line["version"] == "HTTP/1.1",
+            "{line}"
+        );
+    }
+    for line in apache_requests(&logs) {
+        ensure!(
+            line.starts_with(&client) && line.ends_with("HTTP/1.1\" 200"),
+            "{line}"
+        );
+    }
+    Ok(())
+}
+
+fn json_requests(logs: &str) -> Vec<Value> {
+    let lines = logs
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines
+        .filter(|line| line["method"].is_string() && line["pod"] == "logged")
+        .collect()
+}
+
+fn apache_requests(logs: &str) -> Vec<&str> {
+    let of = |line: &&str| line.contains("] \"GET ") && !line.starts_with('{');
+    logs.lines().filter(of).collect()
 }
 
 fn renewed(sandbox: &Sandbox) -> anyhow::Result<()> {

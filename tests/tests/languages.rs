@@ -7,7 +7,10 @@ use std::{fs, path::Path, process::Command, time::Duration};
 use anyhow::{Context as _, ensure};
 use culvert_tests::{
     process::run,
-    programs::{CLIENT, Server, nobody_reads, plan, shared, shell, source, through_the_mesh},
+    programs::{
+        CLIENT, Server, nobody_reads, plan, requests::counted, shared, shell, source,
+        through_the_mesh,
+    },
     require,
     sandbox::Sandbox,
     suite::Suite,
@@ -133,8 +136,8 @@ fn chunked(sandbox: &Sandbox, _: &Path) -> anyhow::Result<()> {
     "#;
     let script = format!("{{ {script} }} 3>&1");
     let args = [&*ip(sandbox, "node")?, &*source("rows.py")];
-    let said = through_the_mesh(sandbox, "node", 1, || {
-        shell(sandbox, CLIENT, &script, &args)
+    let said = counted(sandbox, "node", || {
+        Ok((1, shell(sandbox, CLIENT, &script, &args)?))
     })?
     .stdout;
     let sum = said
@@ -154,10 +157,9 @@ fn chunked(sandbox: &Sandbox, _: &Path) -> anyhow::Result<()> {
 
 fn upgrade(sandbox: &Sandbox, _: &Path) -> anyhow::Result<()> {
     let (program, host) = (source("upgrade.py"), ip(sandbox, "node")?);
-    through_the_mesh(sandbox, "node", 1, || {
-        counts(sandbox, &["python3", &program, &host])
-    })?;
-    Ok(())
+    counted(sandbox, "node", || {
+        Ok((1, drop(counts(sandbox, &["python3", &program, &host])?)))
+    })
 }
 
 fn go(sandbox: &Sandbox, files: &Path, version: &str) -> anyhow::Result<Vec<u32>> {

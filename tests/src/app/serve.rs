@@ -26,6 +26,8 @@ const STACK: usize = 128 << 10;
 const CHUNK: usize = 16 << 10;
 /// Longer than any time-out of a proxy that waits for the first byte.
 const LATE: Duration = Duration::from_millis(400);
+/// Much longer than a request takes.
+const HTTP_LATE: Duration = Duration::from_millis(50);
 /// Longer than any time-out of a proxy for a peer that does not answer.
 const PAUSE: Duration = Duration::from_secs(40);
 /// Longer than any test.
@@ -75,6 +77,10 @@ pub enum Behaviour {
     Break,
     /// Reads nothing for 40 seconds, then as [`Self::Count`].
     Pause,
+    /// Answers each HTTP/1.1 request without a body with the address that it came to.
+    Http,
+    /// As [`Self::Http`], 50 ms late.
+    HttpLate,
     /// As [`Self::Echo`], one connection at a time, with io_uring(7).
     Ring,
 }
@@ -189,6 +195,8 @@ fn behave(stream: &mut TcpStream, behaviour: Behaviour, bytes: &mut u64) -> io::
             thread::sleep(FOR_EVER);
             return Ok(());
         }
+        Behaviour::Http => return http(stream, bytes, Duration::ZERO),
+        Behaviour::HttpLate => return http(stream, bytes, HTTP_LATE),
         Behaviour::Reset => {
             *bytes += read_some(stream)?;
             return SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
@@ -208,6 +216,25 @@ fn whoami(stream: &TcpStream) -> io::Result<String> {
         peer: stream.peer_addr()?,
     };
     Ok(serde_json::to_string(&whoami)?)
+}
+
+fn http(stream: &mut TcpStream, bytes: &mut u64, late: Duration) -> io::Result<()> {
+    let body = stream.local_addr()?.ip().to_string();
+    let length = body.len();
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        let read = reader.read_line(&mut line)?;
+        *bytes += read as u64;
+        if read == 0 {
+            return Ok(());
+        }
+        if line == "\r\n" {
+            thread::sleep(late);
+            reader.get_mut().write_all(answer.as_bytes())?;
+        }
+    }
 }
 
 fn echo(stream: &mut TcpStream, bytes: &mut u64) -> io::Result<()> {

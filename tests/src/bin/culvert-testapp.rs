@@ -2,7 +2,9 @@
 //! The program that runs in the pods of the tests: servers, clients, and what else they need.
 
 use clap::Parser;
-use culvert_tests::app::{call, connect, hold, peer, report, serve, stream, turned};
+use culvert_tests::app::{
+    call, connect, hold, peer, relay, report, requests, serve, stream, turned,
+};
 
 #[derive(Parser)]
 #[command(about)]
@@ -12,6 +14,8 @@ enum Program {
     Connect(connect::Connect),
     Hold(hold::Hold),
     Peer(peer::Peer),
+    Relay(relay::Relay),
+    Requests(requests::Requests),
     Stream(stream::Stream),
     Turned(turned::Turned),
 }
@@ -23,6 +27,8 @@ fn main() -> anyhow::Result<()> {
         Program::Connect(connect) => report::say(&connect::run(&connect)?),
         Program::Hold(hold) => hold::run(&hold),
         Program::Peer(peer) => peer::run(&peer),
+        Program::Relay(relay) => relay::run(&relay),
+        Program::Requests(requests) => report::say(&requests::run(&requests)?),
         Program::Stream(stream) => stream::run(&stream),
         Program::Turned(turned) => turned::run(&turned),
     }
