@@ -4,7 +4,7 @@
 BIN := target/release
 PROCESSES := -p culvert -p culvert-agent -p culvert-cni -p culvert-control -p culvert-proxy
 
-.PHONY: help demo test test-unit test-net lint build ebpf ebpf-check bench setup-demo setup-test clean-sandboxes
+.PHONY: help demo test test-unit test-net lint build ebpf ebpf-check bench bench-quick setup-demo setup-test clean-sandboxes
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,9 +33,13 @@ ebpf: ## Rebuild the checked-in eBPF objects (installs their toolchain)
 ebpf-check: ## Prove that the checked-in eBPF objects come from their source
 	ebpf/build.sh --check
 
-bench: build setup-test ## Measure Culvert against the same pods unmeshed
+bench: build setup-test ## Measure Culvert against the same pods unmeshed: requests, connections, bytes, memory
+	cargo bench -p culvert-tests --bench http
 	cargo bench -p culvert-tests --bench measures
 	cargo bench -p culvert-ebpf-loader --bench attach
+
+bench-quick: build setup-test ## The requests of it, in less than two minutes
+	cargo bench -p culvert-tests --bench http -- --quick
 
 setup-demo:
 	@scripts/setup demo

@@ -9,6 +9,7 @@ use clap_complete::Shell;
 use crate::sandbox::{
     families::IpFamilies,
     layout::{Name, NodeId},
+    stat::Resource,
 };
 
 /// Culvert, a service mesh that runs under the pods of a node.
@@ -50,6 +51,7 @@ pub enum Command {
     culvert sandbox demo                          see it work, in half a minute\n  \
     culvert sandbox up -f examples/demo           start your own manifests, on two nodes\n  \
     culvert sandbox status                        what runs, and what is wrong\n  \
+    culvert sandbox stat                          success rates and latencies\n  \
     culvert sandbox exec traffic -- ss -tn        run a program in a pod\n  \
     culvert sandbox down                          remove everything")]
 pub struct Sandbox {
@@ -74,6 +76,19 @@ pub enum SandboxCommand {
     Down(Target),
     /// Show nodes, processes, pods and problems
     Status(Status),
+    /// Show success rates, request rates and latencies
+    ///
+    /// Looks at the metrics of every node's proxy twice, and tells what pods answered in between. A
+    /// request is counted where it arrives, whoever sent it; it was successful unless its status is
+    /// 5xx, or its gRPC status says that the server failed. Latencies last until the response's body
+    /// begins, estimated within the buckets of Linkerd's histogram. What is not HTTP has no success
+    /// rate: its connections and bytes are counted.
+    #[command(after_help = "Examples:\n  \
+        culvert sandbox stat                          all deployments, and pods without one\n  \
+        culvert sandbox stat deploy/web -t 1m         one of them, for longer\n  \
+        culvert sandbox stat pods -n demo -o wide     with bytes per second\n  \
+        culvert sandbox stat sa -o json               per identity, for programs")]
+    Stat(Stat),
     /// Run a command in a pod
     ///
     /// The command joins the pod's network, mounts and cgroup, with the container's environment, and
@@ -206,6 +221,37 @@ pub struct Status {
     pub output: Format,
 }
 
+/// `sandbox stat`.
+#[derive(Debug, Args)]
+pub struct Stat {
+    /// What to show: all, deploy, po, sa or ns, or one of them as deploy/NAME.
+    #[arg(value_name = "KIND[/NAME]", default_value = "all")]
+    pub resource: Resource,
+    /// Only this namespace.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// How long to look, e.g. 30s or 1m.
+    #[arg(short, long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub time_window: Duration,
+    /// How to print it; wide has bytes per second, too.
+    #[arg(short, long, default_value = "table")]
+    pub output: StatFormat,
+    /// Which sandbox.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// How to print statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StatFormat {
+    /// For people.
+    Table,
+    /// For people with a wide screen.
+    Wide,
+    /// For programs.
+    Json,
+}
+
 /// How to print a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -334,27 +380,40 @@ pub enum Kind {
 /// The programs of the demonstration. They know nothing of the mesh.
 #[derive(Debug, Subcommand)]
 pub enum DemoApp {
-    /// Answers each line with a line, after asking an upstream if there is one.
-    Server {
-        /// The port to listen on.
-        #[arg(long, default_value_t = 8080)]
-        port: u16,
-        /// Whom to ask for each line, as host:port.
-        #[arg(long)]
-        upstream: Option<String>,
-    },
-    /// Sends lines, each on a connection of its own.
+    /// Answers each request with a line, after asking an upstream if there is one.
+    Server(DemoServer),
+    /// Sends requests, one after the other on one connection.
     Client {
-        /// Whom to ask, as host:port.
+        /// Whom to ask, as host:port, or grpc://host:port.
         #[arg(long)]
         target: String,
-        /// What each line holds.
+        /// What each request holds.
         #[arg(long)]
         payload: String,
-        /// How long to wait between lines.
-        #[arg(long, default_value = "50ms", value_parser = humantime::parse_duration)]
+        /// How long to wait between requests.
+        #[arg(long, default_value = "25ms", value_parser = humantime::parse_duration)]
         interval: Duration,
     },
+}
+
+/// `sandbox demo-app server`.
+#[derive(Debug, Args)]
+pub struct DemoServer {
+    /// The port to listen on.
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Whom to ask for each request, as host:port, or grpc://host:port.
+    #[arg(long)]
+    pub upstream: Option<String>,
+    /// Serve gRPC, not HTTP/1.1.
+    #[arg(long)]
+    pub grpc: bool,
+    /// How long an answer takes; one in ten takes ten times as long.
+    #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+    pub latency: Duration,
+    /// Fail one in so many requests; none if 0.
+    #[arg(long, default_value_t = 0)]
+    pub fail_one_in: u64,
 }
 
 impl Kind {

@@ -88,6 +88,11 @@ impl Cell {
             right: true,
         }
     }
+
+    /// The same in a style.
+    pub fn style(self, style: Style) -> Self {
+        Self { style, ..self }
+    }
 }
 
 impl<T: Into<String>> From<T> for Cell {

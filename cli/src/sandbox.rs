@@ -21,6 +21,7 @@ mod exec;
 mod expansion;
 mod fabric;
 pub mod families;
+mod golden;
 mod http;
 mod kill;
 mod kubelet;
@@ -40,6 +41,7 @@ mod reboot;
 mod scheduler;
 mod scrape;
 mod services;
+pub mod stat;
 mod status;
 mod supervisor;
 mod supported;
@@ -47,6 +49,7 @@ mod tokens;
 mod up;
 mod view;
 mod wanted;
+mod watch;
 
 pub use self::error::{Error, Result};
 
@@ -56,6 +59,7 @@ pub fn run(command: SandboxCommand) -> Result<()> {
         SandboxCommand::Up(args) => up::run(args),
         SandboxCommand::Down(target) => down::run(target.name),
         SandboxCommand::Status(args) => status::run(args),
+        SandboxCommand::Stat(args) => stat::run(args),
         SandboxCommand::Exec(args) => exec::run(args),
         SandboxCommand::Logs(args) => logs::run(args),
         SandboxCommand::Demo(args) => demo::run(args),

@@ -3,6 +3,7 @@
 //! else sees anything.
 
 use std::{
+    collections::VecDeque,
     fs,
     io::{self, IsTerminal},
     path::PathBuf,
@@ -16,12 +17,13 @@ use tokio::{
 };
 
 use super::{
-    api::Status,
+    api::{self, Status},
     down,
     error::{Doing, Error, Result},
     layout::Layout,
     options::Options,
     up,
+    watch::Watch,
 };
 use crate::{
     args::{Demo, Format},
@@ -32,17 +34,15 @@ pub mod app;
 mod edges;
 mod evidence;
 mod verdict;
-mod watch;
 
 use self::{
     edges::Edges,
     evidence::Evidence,
     verdict::{Seen, Verdict},
-    watch::Watch,
 };
 
 /// The demo application's manifests.
-const MANIFESTS: [(&str, &str); 6] = [
+const MANIFESTS: [(&str, &str); 5] = [
     (
         "namespace.yaml",
         include_str!("../../../examples/demo/namespace.yaml"),
@@ -51,14 +51,23 @@ const MANIFESTS: [(&str, &str); 6] = [
     ("api.yaml", include_str!("../../../examples/demo/api.yaml")),
     ("db.yaml", include_str!("../../../examples/demo/db.yaml")),
     (
-        "traffic.yaml",
-        include_str!("../../../examples/demo/traffic.yaml"),
-    ),
-    (
         "outside.yaml",
         include_str!("../../../examples/demo/outside.yaml"),
     ),
 ];
+
+/// The manifest of what sends requests to it.
+const TRAFFIC: (&str, &str) = (
+    "traffic.yaml",
+    include_str!("../../../examples/demo/traffic.yaml"),
+);
+
+/// Below the live table.
+const NOTE: &str = "traffic asks web, web asks api, api asks db by gRPC, each over one connection that it keeps.\n\
+    db fails one call in twenty, on purpose; api answers without it. Ctrl-C ends it.";
+
+/// Rates and latencies of the live table are of so many looks.
+const WINDOW: usize = 5;
 
 const NODES: u8 = 2;
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -128,16 +137,25 @@ async fn interrupted() -> Result<()> {
 async fn show(layout: &Layout, args: &Demo) -> Result<()> {
     let dir = write_manifests(layout).doing(|| "write the demo's manifests".into())?;
     let options = up::options(dir, NODES, args.start.clone())?;
-    let of = layout.clone();
-    let up = spawn_blocking(move || up::bring_up(&of, options, PATIENCE)).await;
-    let status = up.map_err(|error| Error::Supervisor(error.to_string()))??;
-    let verdict = observe(layout, &status, args).await?;
+    let status = bring_up(layout, &options).await?;
+    // Traffic begins under the eyes of the captures: connections are kept, and a capture that
+    // comes later sees none begin.
+    let evidence = Evidence::start(layout, &status)?;
+    begin_traffic(layout).doing(|| "write the demo's manifests".into())?;
+    bring_up(layout, &options).await?;
+    let verdict = observe(layout, evidence, args).await?;
     let printed = match args.output {
         Format::Json => output::print_json(&verdict),
         Format::Table => output::print(&verdict.render(output::colours())),
     };
     printed.doing(|| "print".into())?;
     verdict.judge()
+}
+
+async fn bring_up(layout: &Layout, options: &Options) -> Result<Status> {
+    let (of, options) = (layout.clone(), options.clone());
+    let up = spawn_blocking(move || up::bring_up(&of, options, PATIENCE)).await;
+    up.map_err(|error| Error::Supervisor(error.to_string()))?
 }
 
 fn write_manifests(layout: &Layout) -> io::Result<PathBuf> {
@@ -149,33 +167,36 @@ fn write_manifests(layout: &Layout) -> io::Result<PathBuf> {
     Ok(dir)
 }
 
-async fn observe(layout: &Layout, status: &Status, args: &Demo) -> Result<Verdict> {
-    let mut watch = Watch::open(layout, status)?;
+fn begin_traffic(layout: &Layout) -> io::Result<()> {
+    let (file, text) = TRAFFIC;
+    fs::write(source(layout).join(file), text)
+}
+
+async fn observe(layout: &Layout, evidence: Evidence, args: &Demo) -> Result<Verdict> {
+    let mut watch = Watch::open(layout, &api::ask_status(layout)?)?;
     warm_up(&mut watch).await?;
-    let evidence = Evidence::start(layout, status)?;
-    let before = watch.look().await;
-    let client_before = evidence::client_report(layout, status)?;
+    // The pods of the traffic are there now, too.
+    let status = api::ask_status(layout)?;
+    let client_before = evidence::client_report(layout, &status)?;
     let live = args.output == Format::Table;
-    let started = Instant::now();
-    let edges = follow(&mut watch, &before, args.time, live).await;
-    let seconds = started.elapsed().as_secs_f64();
+    let edges = follow(&mut watch, args.time, live).await;
     let found = evidence.stop()?;
-    let client = evidence::client_report(layout, status)?.since(&client_before);
+    let client = evidence::client_report(layout, &status)?.since(&client_before);
     let seen = Seen {
         edges,
-        seconds,
         found,
         client,
     };
-    Ok(Verdict::of(seen, status))
+    Ok(Verdict::of(seen, &status))
 }
 
 /// Waits until every edge of the application has carried something under mutual TLS.
 async fn warm_up(watch: &mut Watch) -> Result<()> {
     let mut progress = Progress::start();
     let until = Instant::now() + WARM_UP;
+    let mut edges = Edges::default();
     loop {
-        let edges = watch.look().await;
+        edges.advance(&Edges::of(&watch.look().await));
         let missing = edges.missing();
         if missing.is_empty() {
             progress.end();
@@ -197,43 +218,48 @@ fn not_carried(missing: &[String], edges: &Edges, watch: &Watch) -> Vec<String> 
             WARM_UP.as_secs()
         )
     });
-    let seen = format!(
-        "the proxies counted:\n{}",
-        edges.table(&Edges::default(), 1.0).render(false)
-    );
+    let seen = format!("the proxies counted:\n{}", edges.table().render(false));
     missing.chain([seen]).chain(watch.trouble.clone()).collect()
 }
 
 /// Shows what flows until the time is up: what flowed in that time.
-async fn follow(watch: &mut Watch, before: &Edges, time: Duration, live: bool) -> Edges {
+async fn follow(watch: &mut Watch, time: Duration, live: bool) -> Edges {
     let started = Instant::now();
-    let (mut last, mut last_at) = (before.clone(), started);
+    let (mut all, mut last) = (Edges::default(), VecDeque::new());
+    // What was counted before is not shown.
+    watch.look().await;
     loop {
         let left = time.saturating_sub(started.elapsed());
         sleep(left.min(REFRESH)).await;
-        let now = watch.look().await;
-        let seconds = last_at.elapsed().as_secs_f64();
-        if live {
-            draw(&now, &last, seconds, started.elapsed(), time);
+        let now = Edges::of(&watch.look().await);
+        all.advance(&now);
+        last.push_back(now);
+        if last.len() > WINDOW {
+            last.pop_front();
         }
-        (last, last_at) = (now, Instant::now());
+        if live {
+            draw(&last, started.elapsed(), time);
+        }
         if started.elapsed() >= time {
-            return last.since(before);
+            return all;
         }
     }
 }
 
 /// A terminal shows one table that changes; a file gets one every few seconds.
-fn draw(now: &Edges, last: &Edges, seconds: f64, elapsed: Duration, time: Duration) {
+fn draw(last: &VecDeque<Edges>, elapsed: Duration, time: Duration) {
     let terminal = io::stdout().is_terminal();
     if !terminal && !elapsed.as_secs().is_multiple_of(5) {
         return;
     }
     let clear = if terminal { "\x1b[H\x1b[J" } else { "" };
-    let table = now.table(last, seconds).render(output::colours());
+    let mut window = Edges::default();
+    last.iter().for_each(|edges| window.advance(edges));
+    let table = window.table().render(output::colours());
     let (elapsed, time) = (elapsed.as_secs(), time.as_secs());
-    let text =
-        format!("{clear}What flows between which identities, {elapsed} of {time} s\n\n{table}\n");
+    let text = format!(
+        "{clear}What flows between which identities, {elapsed} of {time} s\n\n{table}\n{NOTE}\n"
+    );
     // A table that can't be shown is not worth the demonstration.
     let _ = output::print(&text);
 }

@@ -2,7 +2,7 @@
 //! Metrics in Prometheus' text format
 //! (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// One sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,12 +22,43 @@ impl Sample {
     pub fn label(&self, name: &str) -> &str {
         self.labels.get(name).map_or("", String::as_str)
     }
+
+    fn series(&self) -> (&str, &BTreeMap<String, String>) {
+        (&self.name, &self.labels)
+    }
+
+    /// By its name; the text's types are not looked at.
+    fn is_counter(&self) -> bool {
+        let suffixes = ["_total", "_bucket", "_count", "_sum"];
+        suffixes.iter().any(|suffix| self.name.ends_with(suffix))
+    }
 }
 
 /// The samples of a text. Lines that are none are passed over.
 pub fn parse(text: &str) -> Vec<Sample> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines.filter_map(sample).collect()
+}
+
+/// How much each counter of `now` has grown since `then`; what is no counter is as it is now.
+///
+/// As Prometheus has it: one that has shrunk began again at 0, and one that is gone grew no more
+/// (<https://prometheus.io/docs/prometheus/latest/querying/functions/#increase>). One that is new
+/// began at 0.
+pub fn increase(then: &[Sample], now: &[Sample]) -> Vec<Sample> {
+    let then: HashMap<_, _> = then.iter().map(|one| (one.series(), one.value)).collect();
+    let grown = now.iter().map(|sample| {
+        let before = then.get(&sample.series()).copied().unwrap_or(0.0);
+        let value = match sample.is_counter() && sample.value >= before {
+            true => sample.value - before,
+            false => sample.value,
+        };
+        Sample {
+            value,
+            ..sample.clone()
+        }
+    });
+    grown.collect()
 }
 
 fn sample(line: &str) -> Option<Sample> {
@@ -93,5 +124,14 @@ mod tests {
             (got[1].name.as_str(), got[1].value, got[1].label("x")),
             ("b", 4.5, "")
         );
+    }
+
+    #[test]
+    fn counters_grow_from_where_they_were_or_began_again() {
+        let then = parse("a_total{x=\"1\"} 5\na_total{x=\"2\"} 5\ngone_total 3\nopen 7\n");
+        let now = parse("a_total{x=\"1\"} 8\na_total{x=\"2\"} 2\na_total{x=\"3\"} 4\nopen 6\n");
+        let grown = increase(&then, &now);
+        let values: Vec<_> = grown.iter().map(|sample| sample.value).collect();
+        assert_eq!(values, [3.0, 2.0, 4.0, 6.0]);
     }
 }

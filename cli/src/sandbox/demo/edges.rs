@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     output::{Cell, Style, Table},
-    sandbox::scrape::Sample,
+    sandbox::{golden::Responses, scrape::Sample, watch::Look},
 };
 
 /// The demo application: each service, and whose identity asks it.
@@ -15,6 +15,21 @@ pub const EXPECTED: [(&str, &str); 3] = [("traffic", "web"), ("web", "api"), ("a
 
 /// The namespace of the demo application.
 pub const NAMESPACE: &str = "demo";
+
+const HEADINGS: [&str; 12] = [
+    "SOURCE",
+    "DESTINATION",
+    "IDENTITY",
+    "TLS",
+    "SUCCESS",
+    "RPS",
+    "P50",
+    "P95",
+    "P99",
+    "OPEN",
+    "IN",
+    "OUT",
+];
 
 /// The two ends of an edge, and how it is protected.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -33,7 +48,7 @@ pub struct Ends {
 }
 
 /// What an edge carried.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Carried {
     /// Connections that were opened.
@@ -44,48 +59,51 @@ pub struct Carried {
     pub received_bytes: u64,
     /// Bytes to the client.
     pub sent_bytes: u64,
+    /// Requests that were answered.
+    #[serde(skip)]
+    pub responses: Responses,
 }
 
-/// All edges.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// All edges, and what they carried in some time.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Edges {
     /// What each of them carried.
     pub carried: BTreeMap<Ends, Carried>,
+    /// In how many seconds.
+    pub seconds: f64,
 }
 
 // === impl Edges ===
 
 impl Edges {
-    /// Adds what one proxy counted.
-    pub fn add(&mut self, samples: &[Sample]) {
+    /// What was carried between two looks.
+    pub fn of(look: &Look) -> Self {
+        let mut edges = Self {
+            seconds: look.seconds,
+            ..Self::default()
+        };
         // A connection's peer is its client here: what the proxy copies to the application itself
         // is counted on the other side.
-        let inbound = samples.iter().filter(|sample| {
-            sample.label("direction") == "inbound" && sample.label("peer") == "src"
+        let inbound = look.samples.iter().filter(|sample| {
+            sample.label("direction") == "inbound" && ["", "src"].contains(&sample.label("peer"))
         });
         for sample in inbound {
-            let count = sample.value.max(0.0) as u64;
-            let carried = self.carried.entry(Ends::of(sample)).or_default();
-            match sample.name.as_str() {
-                "tcp_open_total" => carried.connections += count,
-                "tcp_open_connections" => carried.open += count,
-                "tcp_read_bytes_total" => carried.received_bytes += count,
-                "tcp_write_bytes_total" => carried.sent_bytes += count,
-                _ => {}
-            }
+            let carried = edges.carried.entry(Ends::of(sample)).or_default();
+            carried.add(sample);
         }
-        self.carried
-            .retain(|_, carried| *carried != Carried::default());
+        let nothing = Carried::default();
+        edges.carried.retain(|_, carried| *carried != nothing);
+        edges
     }
 
-    /// Adds what another proxy counted.
-    pub fn merge(&mut self, other: &Self) {
-        for (ends, more) in &other.carried {
-            let carried = self.carried.entry(ends.clone()).or_default();
-            carried.connections += more.connections;
-            carried.open += more.open;
-            carried.received_bytes += more.received_bytes;
-            carried.sent_bytes += more.sent_bytes;
+    /// Adds what was carried after this.
+    pub fn advance(&mut self, later: &Self) {
+        self.seconds += later.seconds;
+        for carried in self.carried.values_mut() {
+            carried.open = 0;
+        }
+        for (ends, more) in &later.carried {
+            self.carried.entry(ends.clone()).or_default().advance(more);
         }
     }
 
@@ -98,69 +116,82 @@ impl Edges {
                     && ends.namespace == NAMESPACE
                     && ends.workload == to
                     && ends.tls == "true"
-                    && carried.connections > 0
+                    && carried.is_used()
             })
         };
         let missing = EXPECTED.iter().filter(|(from, to)| !carried(from, to));
         missing.map(|(from, to)| format!("{from} → {to}")).collect()
     }
 
-    /// How many connections to the application's pods had no identity.
+    /// How many connections to the application's pods had no identity, or have none.
     pub fn without_identity(&self) -> u64 {
         let ours = self.carried.iter().filter(|(ends, _)| {
             ends.namespace == NAMESPACE && !["true", "loopback"].contains(&ends.tls.as_str())
         });
-        ours.map(|(_, carried)| carried.connections).sum()
+        ours.map(|(_, carried)| carried.connections + carried.open)
+            .sum()
     }
 
-    /// What was carried after an earlier look.
-    pub fn since(&self, earlier: &Self) -> Self {
-        let later = self.carried.iter().map(|(ends, now)| {
-            let then = earlier.carried.get(ends).copied().unwrap_or_default();
-            let carried = Carried {
-                connections: now.connections.saturating_sub(then.connections),
-                open: now.open,
-                received_bytes: now.received_bytes.saturating_sub(then.received_bytes),
-                sent_bytes: now.sent_bytes.saturating_sub(then.sent_bytes),
-            };
-            (ends.clone(), carried)
+    /// What the edge from an identity to a workload of the application carried.
+    pub fn responses(&self, from: &str, to: &str) -> Responses {
+        let client = spiffe(from);
+        let mut sum = Responses::default();
+        let between = self.carried.iter().filter(|(ends, _)| {
+            ends.client_id == client && ends.namespace == NAMESPACE && ends.workload == to
         });
-        Self {
-            carried: later.collect(),
-        }
+        between.for_each(|(_, carried)| sum.merge(&carried.responses));
+        sum
     }
 
-    /// The edges for people, with rates since an earlier look.
-    pub fn table(&self, earlier: &Self, seconds: f64) -> Table {
-        let headings = [
-            "SOURCE",
-            "DESTINATION",
-            "IDENTITY",
-            "TLS",
-            "OPEN",
-            "CONNS",
-            "CONN/S",
-            "IN",
-            "OUT",
-        ];
-        let mut table = Table::new(&headings);
-        let since = self.since(earlier);
+    /// The edges for people.
+    pub fn table(&self) -> Table {
+        let mut table = Table::new(&HEADINGS);
         for (ends, carried) in &self.carried {
-            let new = since.carried.get(ends).copied().unwrap_or_default();
-            let rate = new.connections as f64 / seconds.max(0.001);
-            table.row(vec![
+            let golden = carried.responses.golden(self.seconds);
+            let mut row = vec![
                 ends.source().into(),
                 format!("{}/{}", ends.namespace, ends.workload).into(),
                 format!("{}/{}", ends.namespace, ends.service_account).into(),
                 ends.tls_cell(),
+                golden.success_cell(),
+                golden.rps_cell(""),
+            ];
+            row.extend(golden.latency_cells());
+            row.extend([
                 Cell::number(carried.open),
-                Cell::number(carried.connections),
-                Cell::number(format!("{rate:.1}")),
                 Cell::number(size(carried.received_bytes)),
                 Cell::number(size(carried.sent_bytes)),
             ]);
+            table.row(row);
         }
         table
+    }
+}
+
+// === impl Carried ===
+
+impl Carried {
+    fn add(&mut self, sample: &Sample) {
+        let count = sample.value.max(0.0) as u64;
+        match sample.name.as_str() {
+            "tcp_open_total" => self.connections += count,
+            "tcp_open_connections" => self.open += count,
+            "tcp_read_bytes_total" => self.received_bytes += count,
+            "tcp_write_bytes_total" => self.sent_bytes += count,
+            _ => self.responses.add(sample),
+        }
+    }
+
+    fn is_used(&self) -> bool {
+        self.connections + self.received_bytes > 0 || self.responses.total() > 0.0
+    }
+
+    fn advance(&mut self, later: &Self) {
+        self.connections += later.connections;
+        self.open = later.open;
+        self.received_bytes += later.received_bytes;
+        self.sent_bytes += later.sent_bytes;
+        self.responses.merge(&later.responses);
     }
 }
 
@@ -221,18 +252,25 @@ mod tests {
     use super::*;
     use crate::sandbox::scrape::parse;
 
+    const LABELS: &str = "direction=\"inbound\",namespace=\"demo\",workload_name=\"web\",\
+        service_account=\"web\",tls=\"true\",client_id=\"spiffe://cluster.local/ns/demo/sa/traffic\"";
+
     fn edges(connections: u64) -> Edges {
-        let labels = "direction=\"inbound\",peer=\"src\",namespace=\"demo\",workload_name=\"web\",\
-            service_account=\"web\",tls=\"true\",client_id=\"spiffe://cluster.local/ns/demo/sa/traffic\"";
         let text = format!(
-            "tcp_open_total{{pod=\"a\",{labels}}} {connections}\n\
-             tcp_open_total{{pod=\"b\",{labels}}} 1\n\
-             tcp_read_bytes_total{{pod=\"a\",{labels}}} 12345\n\
-             tcp_open_total{{direction=\"outbound\",peer=\"dst\",namespace=\"demo\"}} 9\n"
+            "tcp_open_total{{pod=\"a\",peer=\"src\",{LABELS}}} {connections}\n\
+             tcp_open_total{{pod=\"b\",peer=\"src\",{LABELS}}} 1\n\
+             tcp_open_connections{{pod=\"b\",peer=\"src\",{LABELS}}} 1\n\
+             tcp_read_bytes_total{{pod=\"a\",peer=\"src\",{LABELS}}} 12345\n\
+             tcp_read_bytes_total{{pod=\"a\",peer=\"dst\",{LABELS}}} 99999\n\
+             tcp_open_total{{direction=\"outbound\",peer=\"dst\",namespace=\"demo\"}} 9\n\
+             response_total{{pod=\"a\",classification=\"success\",{LABELS}}} 19\n\
+             response_total{{pod=\"b\",classification=\"failure\",{LABELS}}} 1\n\
+             response_latency_ms_bucket{{pod=\"a\",le=\"10\",{LABELS}}} 20\n\
+             response_latency_ms_bucket{{pod=\"a\",le=\"+Inf\",{LABELS}}} 20\n"
         );
-        let mut edges = Edges::default();
-        edges.add(&parse(&text));
-        edges
+        let samples = parse(&text);
+        let seconds = 2.0;
+        Edges::of(&Look { samples, seconds })
     }
 
     #[test]
@@ -246,13 +284,16 @@ mod tests {
         );
         assert_eq!(edges.missing(), ["web → api", "api → db"]);
         assert_eq!(edges.without_identity(), 0);
+        assert_eq!(edges.responses("traffic", "web").total(), 20.0);
     }
 
     #[test]
-    fn rates_are_of_what_is_new() {
-        let text = edges(14).table(&edges(4), 2.0).render(false);
-        let expected = "SOURCE         DESTINATION   IDENTITY   TLS      OPEN   CONNS   CONN/S        IN   OUT\n\
-                        demo/traffic   demo/web      demo/web   mutual      0      15      5.0   12.3 kB   0 B\n";
+    fn rates_are_of_all_the_time_and_what_is_open_of_now() {
+        let mut all = edges(14);
+        all.advance(&edges(4));
+        let text = all.table().render(false);
+        let expected = "SOURCE         DESTINATION   IDENTITY   TLS      SUCCESS    RPS   P50    P95    P99   OPEN        IN   OUT\n\
+                        demo/traffic   demo/web      demo/web   mutual    95.00%   10.0   5ms   10ms   10ms      1   24.7 kB   0 B\n";
         assert_eq!(text, expected);
     }
 }

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Captures while the demo application runs, and what its traffic generator itself says.
 
-use std::{collections::BTreeSet, fs, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+};
+
+use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{
     api::{PodView, Status},
@@ -38,7 +44,7 @@ pub struct Found {
 }
 
 /// What the traffic generator counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Requests that were answered as they must.
     pub ok: u64,
@@ -46,6 +52,10 @@ pub struct Report {
     pub failed: u64,
     /// Answers in which the server saw another address than the client's own.
     pub mistaken: u64,
+    /// How often the service was connected to, since the client began.
+    pub connections: u64,
+    /// How often each program was answered by whom. Each asks over one connection.
+    pub answered: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
 // === impl Evidence ===
@@ -150,47 +160,73 @@ pub fn client_report(layout: &Layout, status: &Status) -> Result<Report> {
             .rev()
             .find_map(Report::parse)
             .unwrap_or_default();
-        sum.ok += last.ok;
-        sum.failed += last.failed;
-        sum.mistaken += last.mistaken;
+        sum.add(&last);
     }
     Ok(sum)
 }
 
 // === impl Report ===
 
+/// Before the JSON of a report in the traffic generator's log.
+const LINE: &str = "requests ";
+
 impl Report {
+    /// Counts an answer: `web-1 saw 10.0.0.1: line | api-1 saw 10.0.0.2: line`, each after the one
+    /// that it was asked by.
+    pub fn count(&mut self, client: &str, answer: &str, own: IpAddr) {
+        self.ok += 1;
+        self.mistaken += u64::from(!answer.contains(&format!(" saw {own}:")));
+        let mut asker = client;
+        for hop in answer.split(" | ") {
+            let Some((answerer, _)) = hop.split_once(" saw ") else {
+                break;
+            };
+            let of_asker = self.answered.entry(asker.to_owned()).or_default();
+            *of_asker.entry(answerer.to_owned()).or_default() += 1;
+            asker = answerer;
+        }
+    }
+
     /// The line that the traffic generator writes each second.
-    pub fn line(self) -> String {
-        format!(
-            "requests ok={} failed={} mistaken={}",
-            self.ok, self.failed, self.mistaken
-        )
+    pub fn line(&self) -> String {
+        let json = serde_json::to_string(self).unwrap_or_default();
+        format!("{LINE}{json}")
     }
 
     fn parse(line: &str) -> Option<Self> {
-        let mut words = line.strip_prefix("requests ")?.split(' ');
-        let mut next = |name: &str| {
-            words
-                .next()?
-                .strip_prefix(name)?
-                .strip_prefix('=')?
-                .parse()
-                .ok()
-        };
-        Some(Self {
-            ok: next("ok")?,
-            failed: next("failed")?,
-            mistaken: next("mistaken")?,
-        })
+        serde_json::from_str(line.strip_prefix(LINE)?).ok()
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.ok += other.ok;
+        self.failed += other.failed;
+        self.mistaken += other.mistaken;
+        self.connections += other.connections;
+        for (asker, more) in &other.answered {
+            let answered = self.answered.entry(asker.clone()).or_default();
+            for (answerer, count) in more {
+                *answered.entry(answerer.clone()).or_default() += count;
+            }
+        }
     }
 
     /// What was counted after an earlier report.
     pub fn since(self, earlier: &Self) -> Self {
+        let mut answered = self.answered;
+        for (asker, before) in &earlier.answered {
+            let Some(now) = answered.get_mut(asker) else {
+                continue;
+            };
+            for (answerer, count) in now.iter_mut() {
+                *count = count.saturating_sub(*before.get(answerer).unwrap_or(&0));
+            }
+        }
         Self {
             ok: self.ok.saturating_sub(earlier.ok),
             failed: self.failed.saturating_sub(earlier.failed),
             mistaken: self.mistaken.saturating_sub(earlier.mistaken),
+            connections: self.connections,
+            answered,
         }
     }
 }
@@ -199,14 +235,33 @@ impl Report {
 mod tests {
     use super::*;
 
+    fn report() -> Report {
+        let mut report = Report {
+            failed: 3,
+            connections: 1,
+            ..Report::default()
+        };
+        let own = IpAddr::from([10, 0, 0, 1]);
+        report.count("t", "w1 saw 10.0.0.1: x | a1 saw 10.0.0.2: x", own);
+        report.count("t", "w2 saw 10.0.0.9: x | api:8080 is not well", own);
+        report
+    }
+
     #[test]
     fn reports_are_read_as_they_are_written() {
-        let report = Report {
-            ok: 12,
-            failed: 3,
-            mistaken: 1,
-        };
+        let report = report();
         assert_eq!(Report::parse(&report.line()), Some(report));
         assert_eq!(Report::parse("failed: connection refused"), None);
+    }
+
+    #[test]
+    fn who_answered_whom_is_counted() {
+        let report = report();
+        assert_eq!((report.ok, report.mistaken), (2, 1));
+        let answered = serde_json::json!({"t": {"w1": 1, "w2": 1}, "w1": {"a1": 1}});
+        assert_eq!(serde_json::to_value(&report.answered).ok(), Some(answered));
+        let nothing = report.clone().since(&report);
+        assert_eq!((nothing.ok, nothing.failed, nothing.connections), (0, 0, 1));
+        assert_eq!(nothing.answered["t"]["w1"], 0);
     }
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the demonstration showed.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::{
@@ -12,6 +14,7 @@ use crate::{
     sandbox::{
         api::Status,
         error::{Error, Result},
+        golden::Golden,
     },
 };
 
@@ -24,6 +27,7 @@ pub struct Verdict {
     pub checks: Vec<Check>,
     edges: Vec<Edge>,
     seconds: f64,
+    answered: BTreeMap<String, BTreeMap<String, u64>>,
     #[serde(skip)]
     table: Edges,
 }
@@ -32,8 +36,6 @@ pub struct Verdict {
 pub struct Seen {
     /// What flowed.
     pub edges: Edges,
-    /// In how many seconds.
-    pub seconds: f64,
     /// What the captures found.
     pub found: Found,
     /// What the traffic generator counted.
@@ -57,7 +59,17 @@ struct Edge {
     ends: Ends,
     #[serde(flatten)]
     carried: Carried,
+    responses: Golden,
 }
+
+/// What db's success rate may be, of which one in 20 fails.
+const DB_SUCCESS: std::ops::RangeInclusive<f64> = 0.9..=0.99;
+
+/// Who asked fewer times than this is not judged.
+const OFTEN: u64 = 50;
+
+/// What each of two replicas answers at least, in percent. One that has just been slow gets little.
+const LEAST_SHARE: u64 = 2;
 
 // === impl Verdict ===
 
@@ -68,22 +80,25 @@ impl Verdict {
             edges,
             found,
             client,
-            seconds,
         } = seen;
         let mut checks = vec![identities(&edges), nobody_unknown(&edges)];
-        checks.extend(application(client));
+        checks.push(measured(&edges));
+        checks.extend(application(&client));
+        checks.push(spread(&client));
         checks.extend(link(&found, status));
         checks.extend(control_experiments(&found));
         checks.push(complete(&found));
         let list = edges.carried.iter().map(|(ends, carried)| Edge {
             ends: ends.clone(),
-            carried: *carried,
+            carried: carried.clone(),
+            responses: carried.responses.golden(edges.seconds),
         });
         Self {
             passed: checks.iter().all(|check| check.passed),
             edges: list.collect(),
             checks,
-            seconds,
+            seconds: edges.seconds,
+            answered: client.answered,
             table: edges,
         }
     }
@@ -91,8 +106,7 @@ impl Verdict {
     /// For people.
     pub fn render(&self, colours: bool) -> String {
         let mut text = String::from("\nWhat flowed while it was watched\n\n");
-        let nothing = Edges::default();
-        text += &self.table.table(&nothing, self.seconds).render(colours);
+        text += &self.table.table().render(colours);
         text += "\nWhat that shows\n\n";
         for check in &self.checks {
             let mark = match check.passed {
@@ -145,12 +159,64 @@ fn nobody_unknown(edges: &Edges) -> Check {
     check(unknown == 0, claim, format!("{unknown} such connections"))
 }
 
-fn application(client: Report) -> [Check; 2] {
+/// Everything between the services is answered but what db refuses on purpose.
+fn measured(edges: &Edges) -> Check {
+    let claim = "The success rate of each service is known per client";
+    let of = |(from, to): (&str, &str)| edges.responses(from, to).golden(edges.seconds);
+    let as_expected = EXPECTED.iter().all(|&(from, to)| {
+        let expected = if to == "db" { DB_SUCCESS } else { 1.0..=1.0 };
+        of((from, to))
+            .success
+            .is_some_and(|success| expected.contains(&success))
+    });
+    let rates = EXPECTED.map(|(from, to)| match of((from, to)).success {
+        Some(success) => format!("{from} → {to} {:.2}%", success * 100.0),
+        None => format!("{from} → {to} unknown"),
+    });
+    let seen = format!(
+        "{} (one call of db in 20 fails on purpose)",
+        rates.join(", ")
+    );
+    check(as_expected, claim, seen)
+}
+
+/// Whoever asks has one connection, and is answered by every replica.
+fn spread(client: &Report) -> Check {
+    let claim = "Requests of one connection are spread over the replicas";
+    let often = client
+        .answered
+        .values()
+        .filter(|answers| answers.values().sum::<u64>() >= OFTEN);
+    let shares: Vec<_> = often.map(least_share).collect();
+    let least = shares.iter().copied().min().unwrap_or_default();
+    let connections = client.connections;
+    let seen = format!(
+        "traffic needed {connections} connection(s); {} programs asked, and got at least {least} % of \
+         their answers from each replica",
+        shares.len()
+    );
+    check(connections == 1 && least >= LEAST_SHARE, claim, seen)
+}
+
+/// The smallest part of the answers that one of the replicas gave, in percent.
+fn least_share(answers: &BTreeMap<String, u64>) -> u64 {
+    let all: u64 = answers.values().sum();
+    match answers.len() {
+        0 | 1 => 0,
+        _ => answers
+            .values()
+            .min()
+            .map_or(0, |least| least * 100 / all.max(1)),
+    }
+}
+
+fn application(client: &Report) -> [Check; 2] {
     let Report {
         ok,
         failed,
         mistaken,
-    } = client;
+        ..
+    } = *client;
     [
         check(
             ok > 0 && failed == 0,
