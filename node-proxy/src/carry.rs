@@ -2,7 +2,7 @@
 //! What happens to a connection of either direction once both its legs stand: bytes, until it ends.
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{future::Future, net::SocketAddr};
 

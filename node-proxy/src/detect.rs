@@ -133,7 +133,11 @@ pub(crate) fn is_settings(word: &[u8]) -> bool {
         return false;
     };
     let length = u32::from_be_bytes([0, *high, *middle, *low]);
-    *kind == SETTINGS && *flags == 0 && *stream == [0; 4] && length % 6 == 0 && length <= MAX_FRAME
+    *kind == SETTINGS
+        && *flags == 0
+        && *stream == [0; 4]
+        && length.is_multiple_of(6)
+        && length <= MAX_FRAME
 }
 
 // === impl Detection ===

@@ -23,10 +23,14 @@ mod logged;
 pub(crate) mod outbound;
 mod pool;
 mod premature;
+mod required;
 mod respond;
 mod served;
 mod server;
+mod streams;
 mod target;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 
 use crate::detect::Protocol;

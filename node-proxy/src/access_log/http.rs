@@ -312,4 +312,68 @@ mod tests {
             }
         }
     }
+
+    /// xorshift64: the same bytes each time.
+    fn bytes(state: &mut u64) -> Vec<u8> {
+        let mut next = || {
+            *state ^= *state << 13;
+            *state ^= *state >> 7;
+            *state ^= *state << 17;
+            *state
+        };
+        let odd = b"\"\\ \t%/?#[]{}\x7f\xc2\x85\xe2\x80\xa8\xff\x1b";
+        (0..next() % 24)
+            .map(|_| match next() % 2 {
+                0 => odd[next() as usize % odd.len()],
+                _ => next() as u8,
+            })
+            .collect()
+    }
+
+    fn mutated(state: &mut u64) -> Asked {
+        let mut value = || HeaderValue::from_bytes(&bytes(state)).ok();
+        let (host, length, trace_id, user_agent) = (value(), value(), value(), value());
+        let path = [&b"/"[..], &bytes(state)].concat();
+        Asked {
+            method: Method::from_bytes(&bytes(state)).unwrap_or_default(),
+            uri: Uri::try_from(path).unwrap_or_default(),
+            host,
+            length,
+            trace_id,
+            user_agent,
+            ..Asked::of(&request("/"))
+        }
+    }
+
+    #[test]
+    fn whatever_is_asked_is_one_line_of_its_format() {
+        let mut state = 0x00c0_ffee;
+        for _ in 0..20_000 {
+            let asked = mutated(&mut state);
+            let client_id = String::from_utf8_lossy(&bytes(&mut state)).into_owned();
+            let length = HeaderValue::from_bytes(&bytes(&mut state)).ok();
+            let entry = HttpEntry {
+                namespace: "shop",
+                pod: "cart-1",
+                client_addr: SocketAddr::from(([10, 42, 0, 63], 51_160)),
+                client_id: &client_id,
+                asked: &asked,
+                status: Some(200),
+                response_bytes: length.as_ref(),
+                total: Duration::ZERO,
+                processing: Duration::ZERO,
+            };
+            let json = entry.line(AccessLogFormat::Json, 1).unwrap_or_default();
+            let read: serde_json::Value = serde_json::from_str(&json).unwrap_or_default();
+            assert_eq!(read["uri"], asked.uri.to_string(), "{json}");
+            assert_eq!(read["client.id"], entry.client(), "{json}");
+            let apache = entry.line(AccessLogFormat::Apache, 1).unwrap_or_default();
+            let escaped = apache.replace("\\\\", "").replace("\\\"", "");
+            let parts: Vec<_> = escaped.split('"').collect();
+            assert!(parts.len() == 3 && parts[2] == " 200", "{apache}");
+            for line in [json, apache] {
+                assert!(!line.chars().any(breaks), "{line:?}");
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The data path from accept to the end, on real sockets and with a real certificate authority.
 
-mod rig;
+pub(crate) mod rig;
 
 use std::time::Duration;
 

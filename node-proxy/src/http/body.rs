@@ -2,6 +2,7 @@
 //! Bodies on their way through the proxy.
 
 use std::{
+    error::Error as _,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -53,9 +54,9 @@ pub(crate) enum BodyError {
     #[error(transparent)]
     Http(#[from] hyper::Error),
     /// Its stream was reset without an error (RFC 9113, 8.1), but not after its end: to hyper that is
-    /// one.
+    /// one. What is left of it is reset for the same reason.
     #[error("the stream was reset before its end")]
-    CutOff,
+    CutOff(#[source] h2::Error),
     /// The client was to be told first that it is wanted, and never was.
     #[error("the server does not want the request's body")]
     Unwanted,
@@ -104,7 +105,7 @@ impl Outgoing {
         match incoming.poll_filled(cx) {
             Poll::Ready(frame) => {
                 self.patience.iter_mut().for_each(Patience::renew);
-                Poll::Ready(frame)
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::of_request)))
             }
             Poll::Pending => match &mut self.patience {
                 Some(patience) => patience.poll(cx).map(|idle| Some(Err(idle))),
@@ -161,8 +162,10 @@ impl Source {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             let Some(frame) = ready!(Pin::new(&mut self.incoming).poll_frame(cx)) else {
-                let cut_off = self.version == Version::Http2 && !self.is_end_stream();
-                return Poll::Ready(cut_off.then_some(Err(BodyError::CutOff)));
+                return Poll::Ready(
+                    self.cut_off()
+                        .map(|reason| Err(BodyError::CutOff(reason.into()))),
+                );
             };
             let mut frame = frame?;
             if let Some(trailers) = frame.trailers_mut() {
@@ -172,6 +175,20 @@ impl Source {
             if !is_empty || self.is_end_stream() {
                 return Poll::Ready(Some(Ok(frame)));
             }
+        }
+    }
+
+    /// Why an end is none: hyper takes RST with NO_ERROR and with CANCEL for one. All of an announced
+    /// length may have come by then, and servers (Node's) end with NO_ERROR what has no length.
+    fn cut_off(&self) -> Option<h2::Reason> {
+        if self.version == Version::Http1 || self.is_end_stream() {
+            return None;
+        }
+        match self.size_hint().exact() {
+            Some(0) => None,
+            // RFC 9113, 8.1.1.
+            Some(_) => Some(h2::Reason::PROTOCOL_ERROR),
+            None => Some(h2::Reason::NO_ERROR),
         }
     }
 
@@ -206,8 +223,30 @@ impl BodyError {
         match self {
             Self::Idle(_) => Cause::BodyTimeout,
             Self::Http(error) => Cause::of_body(error),
-            Self::CutOff | Self::Unwanted => Cause::Io,
+            Self::CutOff(_) | Self::Unwanted => Cause::Io,
         }
+    }
+
+    /// Whether a server ended its answer so that clients take it for whole.
+    fn is_end(&self) -> bool {
+        matches!(self, Self::CutOff(error) if error.reason() == Some(h2::Reason::NO_ERROR))
+    }
+
+    /// A client has taken its request back, whatever it calls that.
+    fn of_request(self) -> Self {
+        match self {
+            Self::CutOff(_) => Self::CutOff(h2::Reason::CANCEL.into()),
+            other => other,
+        }
+    }
+
+    /// Whether it is the stream alone that ended, not its connection.
+    fn is_reset(&self) -> bool {
+        let Self::Http(error) = self else {
+            return true;
+        };
+        let error = error.source().and_then(|it| it.downcast_ref::<h2::Error>());
+        error.is_some_and(h2::Error::is_reset)
     }
 }
 
@@ -240,13 +279,27 @@ impl Body {
         }
     }
 
+    /// A gRPC client is told by trailers what has become of its call. What the server itself reset is
+    /// passed on as that: its code says more.
+    fn rescue(&mut self, error: BodyError) -> Result<Frame<Bytes>, BodyError> {
+        let exchange = self.exchange.as_mut().filter(|_| !error.is_reset());
+        match exchange.and_then(|exchange| exchange.rescue(&error)) {
+            Some(trailers) => {
+                (self.incoming, self.exchange) = (None, None);
+                Ok(Frame::trailers(trailers))
+            }
+            None => Err(error),
+        }
+    }
+
     fn note(&mut self, frame: Option<&Result<Frame<Bytes>, BodyError>>) {
         let Some(exchange) = &mut self.exchange else {
             return;
         };
         match frame {
             Some(Ok(frame)) => exchange.frame(frame),
-            Some(Err(error)) => exchange.broke(error),
+            Some(Err(error)) if !error.is_end() => exchange.broke(error),
+            Some(Err(_)) => self.complete(),
             None => {}
         }
     }
@@ -266,6 +319,7 @@ impl http_body::Body for Body {
         };
         let frame = ready!(incoming.poll_filled(cx));
         this.note(frame.as_ref());
+        let frame = frame.map(|frame| frame.or_else(|error| this.rescue(error)));
         if frame.is_none() || this.is_end_stream() {
             this.complete();
         }

@@ -3,10 +3,7 @@
 
 use std::{
     future::poll_fn,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,6 +16,7 @@ use super::{
     body::Outgoing,
     io::{Io, Socket},
     server::{self, Tasks},
+    streams::Streams,
 };
 use crate::accept::Connection;
 
@@ -30,8 +28,7 @@ pub(super) enum Sender {
 }
 
 /// How many streams the server of an HTTP/2 connection allows at once.
-#[derive(Clone, Debug)]
-pub(super) struct Allowed(Arc<AtomicUsize>);
+pub(super) struct Allowed(Box<dyn Fn() -> usize + Send + Sync>);
 
 /// How often a peer is asked whether it is there, and how long it may take to answer, as in Linkerd.
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -51,19 +48,20 @@ pub(super) async fn open<S: Socket>(
             Ok(Sender::Http1(sender))
         }
         Version::Http2 => {
-            let (sender, mut driver) = http2_builder(tasks.clone())
+            let streams = Streams::new(tasks.clone());
+            let (sender, driver) = http2_builder(streams.clone())
                 .handshake(TokioIo::new(io))
                 .await?;
-            let allowed = Allowed(Arc::new(driver.current_max_send_streams().into()));
-            let told = allowed.0.clone();
-            tasks.spawn(poll_fn(move |cx| {
-                let polled = driver.poll_unpin(cx).map(noted);
-                if polled.is_pending() {
-                    told.store(driver.current_max_send_streams(), Relaxed);
-                }
-                polled
-            }));
-            Ok(Sender::Http2(sender, allowed))
+            // hyper knows it in the driver alone, which need not run when it changes.
+            let driver = Arc::new(Mutex::new(driver));
+            let known = Arc::downgrade(&driver);
+            let driving = poll_fn(move |cx| lock(&driver).poll_unpin(cx).map(noted));
+            tasks.spawn(streams.run(driving));
+            let allowed = move || {
+                let driver = known.upgrade();
+                driver.map_or(0, |driver| lock(&driver).current_max_send_streams())
+            };
+            Ok(Sender::Http2(sender, Allowed(Box::new(allowed))))
         }
     }
 }
@@ -72,7 +70,13 @@ pub(super) async fn open<S: Socket>(
 
 impl Allowed {
     pub(super) fn count(&self) -> usize {
-        self.0.load(Relaxed)
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Allowed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Allowed")
     }
 }
 
@@ -84,8 +88,8 @@ fn http1_builder() -> http1::Builder {
     builder
 }
 
-fn http2_builder(tasks: Tasks) -> http2::Builder<Tasks> {
-    let mut builder = http2::Builder::new(tasks);
+fn http2_builder(streams: Streams) -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(server::STREAM_WINDOW)
@@ -102,4 +106,8 @@ fn noted(ended: hyper::Result<()>) {
     if let Err(error) = ended {
         tracing::debug!(%error, "A connection to a server ended");
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,10 +12,13 @@ use super::{
     body::Outgoing,
     exchange::Exchange,
     expect, headers,
-    served::{Busy, Served},
+    served::{Busy, Served, Traffic},
     target,
 };
-use crate::accept::Connection;
+use crate::{
+    accept::{Connection, Summary},
+    metrics::Leg,
+};
 
 /// What the requests of one connection have in common.
 #[derive(Debug)]
@@ -23,6 +26,7 @@ pub(super) struct Conversation {
     pub(super) connection: Arc<Connection>,
     pub(super) version: Version,
     pub(super) busy: Busy,
+    traffic: Arc<Traffic>,
     tunnels: Mutex<JoinSet<()>>,
 }
 
@@ -32,13 +36,25 @@ impl Conversation {
             connection: Arc::new(connection),
             version,
             busy: Busy::default(),
+            traffic: Arc::default(),
             tunnels: Mutex::default(),
         })
     }
 
+    /// Logs the connection, now that it ended.
+    pub(super) fn log(&self, leg: &Leg, error: Option<String>) {
+        self.connection.log(&Summary {
+            leg,
+            dst: None,
+            endpoint: None,
+            bytes: self.traffic.bytes(),
+            error,
+        });
+    }
+
     /// What is expected of the client.
     pub(super) fn served(&self) -> Served {
-        Served::new(&self.busy, self.version)
+        Served::new(&self.traffic, &self.busy, self.version)
     }
 
     /// A request as it goes on: without what was meant for this hop, or for a proxy to say.

@@ -25,7 +25,10 @@ use super::{
     expect::Expected,
     headers,
     host::{Host, Lease},
-    respond::{Cause, PROXY_CONNECTION, PROXY_ERROR, ProxyError, is_grpc, respond, take_remarks},
+    respond::{
+        Cause, PROXY_CONNECTION, PROXY_ERROR, ProxyError, grpc_trailers, is_grpc, respond,
+        take_remarks,
+    },
     served::Busy,
     upgrade::Asked,
 };
@@ -247,6 +250,13 @@ impl Exchange {
         let metrics = connection.pod.metrics();
         metrics.http_fault(connection.direction, self.error);
         tracing::debug!(%error, dst = %connection.original, "An answer broke off");
+    }
+
+    /// The trailers that a broken answer ends in, for a client of gRPC.
+    pub(super) fn rescue(&mut self, error: &BodyError) -> Option<HeaderMap> {
+        let trailers = self.grpc.then(|| grpc_trailers(error.cause()))?;
+        self.grpc_status = grpc_status(&trailers);
+        Some(trailers)
     }
 
     /// The answer is there as a whole.

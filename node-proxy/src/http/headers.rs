@@ -12,6 +12,8 @@ use http::{
 
 mod check;
 #[cfg(test)]
+mod mutated;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use check::{check_request, check_response};

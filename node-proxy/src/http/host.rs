@@ -19,9 +19,12 @@ use super::{
     client::{Allowed, Sender},
 };
 
-/// How long an HTTP/1 connection rests before it is closed, as in Linkerd: less than servers let
-/// theirs rest.
-pub(super) const IDLE: Duration = Duration::from_secs(3);
+/// How long an HTTP/1 connection to an application rests before it is closed, as in Linkerd: less than
+/// servers let theirs rest, which close them without a word.
+pub(super) const TO_APP: Duration = Duration::from_secs(3);
+
+/// How long one rests whose other end says when it goes: a proxy's, or any of HTTP/2.
+const TO_PEER: Duration = Duration::from_secs(60);
 
 /// The oldest that a connection gets, within a tenth: a certificate that was renewed is shown then.
 const MAX_AGE: Duration = Duration::from_secs(3600);
@@ -37,6 +40,8 @@ const MAX_STREAMS: usize = 100;
 #[derive(Debug)]
 pub(crate) struct Host {
     version: Version,
+    /// How long a connection rests.
+    idle: Duration,
     resting: Mutex<Vec<Resting>>,
     shared: Mutex<Vec<Shared>>,
     /// Held by who opens an HTTP/2 connection, so that those who come meanwhile share it.
@@ -79,9 +84,12 @@ pub(crate) enum Lease {
 // === impl Host ===
 
 impl Host {
-    pub(super) fn new(version: Version) -> Self {
+    /// To an application, or to a `peer` proxy.
+    pub(super) fn new(version: Version, is_peer: bool) -> Self {
+        let says = is_peer || version == Version::Http2;
         Self {
             version,
+            idle: if says { TO_PEER } else { TO_APP },
             resting: Mutex::default(),
             shared: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
@@ -132,6 +140,14 @@ impl Host {
         }
     }
 
+    /// Takes in a connection that nothing was sent on, once it can be sent on.
+    pub(super) async fn keep(&self, sender: Sender) {
+        let mut lease = self.opened(sender);
+        if lease.is_ready().await {
+            self.release(lease);
+        }
+    }
+
     /// A request is done. hyper itself knows whether the connection takes another.
     pub(super) fn release(&self, lease: Lease) {
         let Lease::Http1 {
@@ -158,10 +174,10 @@ impl Host {
     pub(super) fn trim(&self, now: Instant) -> bool {
         let mut resting = lock(&self.resting);
         resting.retain(|it| {
-            !it.sender.is_closed() && now.duration_since(it.since) < IDLE && now < it.expires
+            !it.sender.is_closed() && now.duration_since(it.since) < self.idle && now < it.expires
         });
         let mut shared = lock(&self.shared);
-        shared.retain_mut(|it| it.is_kept(now));
+        shared.retain_mut(|it| it.is_kept(now, self.idle));
         !resting.is_empty() || !shared.is_empty()
     }
 
@@ -170,7 +186,7 @@ impl Host {
     fn rested(&self) -> Option<Lease> {
         let mut resting = lock(&self.resting);
         let now = Instant::now();
-        let ready = |it: &Resting| it.sender.is_ready() && now.duration_since(it.since) < IDLE;
+        let ready = |it: &Resting| it.sender.is_ready() && now.duration_since(it.since) < self.idle;
         let at = resting.iter().rposition(ready)?;
         let Resting {
             sender, expires, ..
@@ -186,7 +202,7 @@ impl Host {
         let mut shared = lock(&self.shared);
         shared.retain(|it| !it.sender.is_closed());
         let now = Instant::now();
-        let fits = |it: &&mut Shared| now < it.expires && it.users() < it.room();
+        let fits = |it: &&mut Shared| now < it.expires && it.has_room();
         let one = shared.iter_mut().find(fits)?;
         one.used = now;
         Some(Lease::Http2 {
@@ -204,19 +220,20 @@ impl Shared {
         Arc::strong_count(&self.users) - 1
     }
 
-    /// How many it may have: those beyond what the server allows would wait in hyper, for as long as
-    /// the others' streams last.
-    fn room(&self) -> usize {
-        self.allowed.count().clamp(1, MAX_STREAMS)
+    /// Whether one more may be sent: beyond what the server allows it would wait in hyper, for as long
+    /// as the others' streams last.
+    fn has_room(&self) -> bool {
+        let users = self.users();
+        users == 0 || (users < MAX_STREAMS && users < self.allowed.count())
     }
 
     /// One that expired goes on until its last request is done.
-    fn is_kept(&mut self, now: Instant) -> bool {
+    fn is_kept(&mut self, now: Instant, idle: Duration) -> bool {
         let busy = self.users() > 0;
         if busy {
             self.used = now;
         }
-        let fresh = now < self.expires && now.duration_since(self.used) < IDLE;
+        let fresh = now < self.expires && now.duration_since(self.used) < idle;
         !self.sender.is_closed() && (busy || fresh)
     }
 }

@@ -74,11 +74,15 @@ pub(crate) async fn serve(
         let client = client.clone();
         async move { client.answer(request).await }
     };
-    tokio::select! {
+    let error = tokio::select! {
         biased;
-        () = revoked => conversation.end(),
-        () = server::serve(io, &conversation, answer) => {}
-    }
+        () = revoked => {
+            conversation.end();
+            Some("the policy changed and no longer lets the client in".to_owned())
+        }
+        error = server::serve(io, &conversation, answer) => error,
+    };
+    conversation.log(&client.admitted.leg, error);
 }
 
 // === impl Client ===
@@ -99,7 +103,7 @@ impl Client {
                 leg: admitted.leg.clone(),
                 authority: "".into(),
             }),
-            app: Arc::new(Host::new(version)),
+            app: Arc::new(Host::new(version, false)),
             conversation,
             admitted,
         }
@@ -108,7 +112,7 @@ impl Client {
     /// Keeps what was dialled already for the first request.
     async fn adopt(&self, dialled: PooledStream) {
         match self.open(dialled).await {
-            Ok(sender) => self.app.release(self.app.opened(sender)),
+            Ok(sender) => self.app.keep(sender).await,
             Err(error) => tracing::debug!(%error, "A connection broke before it was used"),
         }
     }

@@ -2,15 +2,18 @@
 //! What hyper reads and writes: the bytes of one side of a connection, counted.
 
 use std::{
+    future::Future,
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use nix::errno::Errno;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::{Sleep, sleep},
 };
 
 use super::served::Served;
@@ -24,23 +27,41 @@ pub(crate) struct Io<S> {
     open: OpenSide,
     /// Of a client that is served.
     served: Option<Served>,
+    /// Something was written since anything was read.
+    unconfirmed: bool,
+    /// When the peer is looked after next.
+    look: Option<Pin<Box<Sleep>>>,
 }
+
+/// How often a peer that was written to and says nothing is looked after.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What a connection is on.
 pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Whether it ends with RST when it is dropped.
     fn abort_on_close(&mut self, abort: bool);
+
+    /// Its state in the kernel.
+    fn tcp(&self) -> &TcpStream;
 }
 
 impl Socket for TcpStream {
     fn abort_on_close(&mut self, abort: bool) {
         tcp::abort_on_close(self, abort);
     }
+
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
 }
 
 impl Socket for PooledStream {
     fn abort_on_close(&mut self, abort: bool) {
         Self::abort_on_close(self, abort);
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        Self::tcp(self)
     }
 }
 
@@ -54,6 +75,8 @@ impl<S: Socket> Io<S> {
             stream,
             open,
             served: None,
+            unconfirmed: false,
+            look: None,
         }
     }
 
@@ -70,10 +93,27 @@ impl<S: Socket> Io<S> {
         (self.stream, self.open)
     }
 
+    /// Nothing comes: ready when it is the client that takes too long, or the peer that is dead.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let served = self.served.as_mut();
         let late = served.map_or(Poll::Pending, |served| served.poll_late(cx));
-        late.map(|()| self.noted(Err(io::ErrorKind::TimedOut.into())))
+        if late.is_pending() && self.poll_death(cx).is_pending() {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.noted(Err(io::ErrorKind::TimedOut.into())))
+    }
+
+    /// A node that vanished acknowledges nothing; the kernel alone would try for a quarter of an hour.
+    fn poll_death(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.unconfirmed {
+            let look = self.look.get_or_insert_with(|| Box::pin(sleep(LOOK)));
+            ready!(look.as_mut().poll(cx));
+            self.look = None;
+            if tcp::is_dead(self.stream.socket().tcp()).unwrap_or(true) {
+                return Poll::Ready(());
+            }
+        }
+        Poll::Pending
     }
 
     fn noted<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
@@ -86,7 +126,11 @@ impl<S: Socket> Io<S> {
 
     fn written(&mut self, result: io::Result<usize>) -> io::Result<usize> {
         let count = self.noted(result)?;
+        self.unconfirmed = true;
         self.open.meter().write.inc_by(count as u64);
+        if let Some(served) = &self.served {
+            served.written(count);
+        }
         Ok(count)
     }
 }
@@ -102,6 +146,7 @@ impl<S: Socket> AsyncRead for Io<S> {
             return self.poll_late(cx);
         };
         let count = buf.filled().len() - before;
+        self.unconfirmed = false;
         self.open.meter().read.inc_by(count as u64);
         if let Some(served) = &mut self.served {
             served.read(count);

@@ -25,7 +25,8 @@ use super::{
     exchange::{Exchange, Own, Taken},
     headers,
     io::Io,
-    respond::{ProxyError, take_unsent},
+    required::Required,
+    respond::{Cause, ProxyError, take_unsent},
 };
 use crate::{
     accept::Connection,
@@ -81,13 +82,15 @@ pub(crate) async fn serve(
         client.adopt(ready, &resolved).await;
     }
     let metrics = conversation.connection.pod.metrics();
-    let open = metrics.open_side(leg(Tls::Loopback, &resolved, None), Peer::Source);
+    let leg = leg(Tls::Loopback, &resolved, None);
+    let open = metrics.open_side(leg.clone(), Peer::Source);
     let io = Io::served(stream, open, conversation.served());
     let answer = |request| {
         let client = client.clone();
         async move { client.answer(request).await }
     };
-    super::server::serve(io, &conversation, answer).await;
+    let error = super::server::serve(io, &conversation, answer).await;
+    conversation.log(&leg, error);
 }
 
 // === impl Client ===
@@ -111,7 +114,7 @@ impl Client {
         let to = dialled.to;
         let server = self.server(endpoint.as_ref(), resolved);
         match server.open(self.connection(), dialled).await {
-            Ok(sender) => server.keep(sender),
+            Ok(sender) => server.host.keep(sender).await,
             Err(error) => {
                 tracing::debug!(%error, dst = %to, "A connection broke before it was used");
             }
@@ -128,13 +131,14 @@ impl Client {
 
     async fn forward(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         exchange: &mut Exchange,
     ) -> Result<Answered, ProxyError> {
         headers::check_request(&request)?;
         let own = headers::is_connection_auth(request.headers());
+        let required = Required::take(request.headers_mut());
         let request = self.conversation.prepare(request, exchange);
-        let (response, mut taken, is_peer) = self.send(request, exchange).await?;
+        let (response, mut taken, is_peer) = self.send(request, required, exchange).await?;
         headers::check_response(&response, exchange.asks())?;
         let own = own || headers::is_connection_auth(response.headers());
         if own && self.conversation.version == Version::Http1 {
@@ -146,6 +150,7 @@ impl Client {
     async fn send(
         &self,
         mut request: Request<Outgoing>,
+        required: Option<Required>,
         exchange: &mut Exchange,
     ) -> Result<Answered, ProxyError> {
         let resolved = self.resolve().await?;
@@ -157,6 +162,9 @@ impl Client {
                 Err(error) => return Err(failed.unwrap_or(error)),
             };
             exchange.goes(target.server.series.clone());
+            if !self.is_required(&target.server, required.as_ref()) {
+                return Err(Cause::IdentityRequired.into());
+            }
             let to = target.server.to;
             match self.attempt(target, request).await {
                 Ok(answered) => return Ok(answered),
@@ -173,6 +181,12 @@ impl Client {
             }
         }
         Err(failed.unwrap_or_else(|| Fault::Unexpected.into()))
+    }
+
+    /// Whether it is whom the client asked for, if it asked for anybody.
+    fn is_required(&self, server: &Server, required: Option<&Required>) -> bool {
+        let domain = &self.connection().proxy.domain;
+        required.is_none_or(|required| required.is(domain, server.peer()))
     }
 
     /// Sends a request to one server.

@@ -11,10 +11,7 @@ use std::{
 
 use culvert_api::identity::Identity;
 
-use super::{
-    Version,
-    host::{Host, IDLE},
-};
+use super::{Version, host::Host};
 
 /// How often connections are looked at that nobody uses.
 const TRIM: Duration = Duration::from_secs(1);
@@ -50,9 +47,9 @@ impl Pool {
             hosts.trimmed = true;
             tokio::spawn(trim(Arc::downgrade(&self.0)));
         }
-        let version = key.version;
+        let made = |key: &Key| Arc::new(Host::new(key.version, key.peer.is_some()));
         let host = hosts.hosts.entry(key);
-        host.or_insert_with(|| Arc::new(Host::new(version))).clone()
+        host.or_insert_with_key(made).clone()
     }
 
     /// The pod is gone: what is under way goes on.
@@ -64,7 +61,7 @@ impl Pool {
 /// Runs while there is anything to trim.
 async fn trim(hosts: Weak<Mutex<Hosts>>) {
     loop {
-        tokio::time::sleep(TRIM.min(IDLE)).await;
+        tokio::time::sleep(TRIM).await;
         let Some(hosts) = hosts.upgrade() else { return };
         let (mut hosts, now) = (lock(&hosts), Instant::now());
         let used = |host: &Arc<Host>| host.trim(now) || Arc::strong_count(host) > 1;

@@ -68,6 +68,14 @@ pub(crate) fn respond(error: &ProxyError, grpc: bool) -> Response<ProxyBody> {
     response
 }
 
+/// What a gRPC answer that broke off ends in.
+pub(crate) fn grpc_trailers(cause: Cause) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    let message = HeaderValue::from_static(cause.message());
+    grpc_result(&mut trailers, cause, &message);
+    trailers
+}
+
 /// Whether a request is gRPC. Only meaningful over HTTP/2.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);

@@ -33,9 +33,17 @@ const LINGER_BYTES: usize = 256 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Busy(Arc<AtomicU64>);
 
+/// How many bytes a client has sent, and has got.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    received: AtomicU64,
+    sent: AtomicU64,
+}
+
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct Served {
+    traffic: Arc<Traffic>,
     busy: Busy,
     version: Version,
     /// The first bytes of a head were read.
@@ -45,6 +53,15 @@ pub(super) struct Served {
     cloned: u64,
     timer: Option<Pin<Box<Sleep>>>,
     lingered: usize,
+}
+
+// === impl Traffic ===
+
+impl Traffic {
+    /// Received, and sent.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        (self.received.load(Relaxed), self.sent.load(Relaxed))
+    }
 }
 
 // === impl Busy ===
@@ -70,8 +87,9 @@ impl Busy {
 // === impl Served ===
 
 impl Served {
-    pub(super) fn new(busy: &Busy, version: Version) -> Self {
+    pub(super) fn new(traffic: &Arc<Traffic>, busy: &Busy, version: Version) -> Self {
         Self {
+            traffic: traffic.clone(),
             busy: busy.clone(),
             version,
             begun: false,
@@ -81,7 +99,12 @@ impl Served {
         }
     }
 
+    pub(super) fn written(&self, count: usize) {
+        self.traffic.sent.fetch_add(count as u64, Relaxed);
+    }
+
     pub(super) fn read(&mut self, count: usize) {
+        self.traffic.received.fetch_add(count as u64, Relaxed);
         self.look();
         if count > 0 && !self.busy.is_busy() && self.version == Version::Http1 {
             self.begun = true;
@@ -151,7 +174,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_a_head_that_was_begun_is_late() {
         let busy = Busy::default();
-        let mut served = Served::new(&busy, Version::Http1);
+        let mut served = Served::new(&Arc::default(), &busy, Version::Http1);
         assert!(!is_late(&mut served).await, "nothing was said");
         served.read(1);
         assert!(is_late(&mut served).await, "half a head was said");
@@ -160,7 +183,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_rest_between_requests_is_no_head() {
         let busy = Busy::default();
-        let mut served = Served::new(&busy, Version::Http1);
+        let mut served = Served::new(&Arc::default(), &busy, Version::Http1);
         served.read(100);
         // Served from begin to end while nothing was read.
         drop(busy.clone());
@@ -172,7 +195,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_is_no_head() {
         let busy = Busy::default();
-        let mut served = Served::new(&busy, Version::Http1);
+        let mut served = Served::new(&Arc::default(), &busy, Version::Http1);
         served.read(100);
         let _request = busy.clone();
         served.read(100);

@@ -24,6 +24,7 @@ use super::{
     io::{Io, Socket},
     premature::Premature,
     respond::Cause,
+    streams::Streams,
 };
 use crate::{accept::Connection, app::Proxy, metrics::Fault, pods::Pod};
 
@@ -62,7 +63,7 @@ const RAPID_RESET: &str = "rapid reset";
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Spawns what belongs to a connection: a panic costs that task only.
+/// Spawns what belongs to a connection. A panic costs that task only.
 #[derive(Clone, Debug)]
 pub(super) struct Tasks {
     proxy: Arc<Proxy>,
@@ -72,8 +73,13 @@ pub(super) struct Tasks {
 
 /// Serves a client's connection to its end, and what it became. Dropped before, both end with RST.
 ///
-/// When the proxy drains no more requests are taken; those that have begun are answered.
-pub(super) async fn serve<S, F, Fut>(io: Io<S>, conversation: &Conversation, answer: F)
+/// When the proxy drains no more requests are taken; those that have begun are answered. Answers what
+/// the client's end broke by, if it did.
+pub(super) async fn serve<S, F, Fut>(
+    io: Io<S>,
+    conversation: &Conversation,
+    answer: F,
+) -> Option<String>
 where
     S: Socket,
     F: Fn(Request<Incoming>) -> Fut,
@@ -83,8 +89,12 @@ where
         Version::Http1 => serve_http1(io, conversation, answer).await,
         Version::Http2 => serve_http2(io, conversation, answer).await,
     };
-    note(&conversation.connection, ended);
+    let broken = ended.err();
+    if let Some(error) = &broken {
+        note(&conversation.connection, error);
+    }
     conversation.finish().await;
+    broken.map(|error| error.to_string())
 }
 
 async fn serve_http1<S, F, Fut>(
@@ -127,37 +137,32 @@ where
         }
     });
     let connection = &conversation.connection;
-    let builder = http2_builder(Tasks::new(connection));
-    let mut served = pin!(builder.serve_connection(TokioIo::new(io), service));
-    tokio::select! {
-        ended = served.as_mut() => return ended,
-        () = connection.proxy.stopped() => {}
-        () = premature.enough() => {
-            let metrics = connection.pod.metrics();
-            metrics.http_fault(connection.direction, RAPID_RESET);
-            // With RST: who waits for the client to let go waits for ever.
-            return Ok(());
+    let streams = Streams::new(Tasks::new(connection));
+    let builder = http2_builder(streams.clone());
+    let serving = async {
+        let mut served = pin!(builder.serve_connection(TokioIo::new(io), service));
+        tokio::select! {
+            ended = served.as_mut() => return ended,
+            () = connection.proxy.stopped() => {}
+            () = premature.enough() => {
+                let metrics = connection.pod.metrics();
+                metrics.http_fault(connection.direction, RAPID_RESET);
+                // With RST: who waits for the client to let go waits for ever.
+                return Ok(());
+            }
         }
-    }
-    served.as_mut().graceful_shutdown();
-    served.await
+        served.as_mut().graceful_shutdown();
+        served.await
+    };
+    streams.run(serving).await
 }
 
 /// What was wrong with what the client sent is counted.
-fn note(connection: &Connection, ended: hyper::Result<()>) {
-    let Err(error) = ended else { return };
-    if let Some(cause) = Cause::of_server(&error) {
+fn note(connection: &Connection, error: &hyper::Error) {
+    if let Some(cause) = Cause::of_server(error) {
         let metrics = connection.pod.metrics();
         metrics.http_fault(connection.direction, cause.as_fault());
     }
-    tracing::debug!(
-        %error,
-        pod.name = %connection.pod.workload,
-        direction = ?connection.direction,
-        src = %connection.source,
-        dst = %connection.original,
-        "A client's connection ended"
-    );
 }
 
 fn http1_builder() -> http1::Builder {
@@ -172,8 +177,8 @@ fn http1_builder() -> http1::Builder {
     builder
 }
 
-fn http2_builder(tasks: Tasks) -> http2::Builder<Tasks> {
-    let mut builder = http2::Builder::new(tasks);
+fn http2_builder(streams: Streams) -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
         .auto_date_header(false)
@@ -202,17 +207,19 @@ impl Tasks {
     }
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let Self {
-            proxy,
-            pod,
-            direction,
-        } = self.clone();
+        let tasks = self.clone();
         tokio::spawn(async move {
             if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-                proxy.metrics.panicked();
-                pod.metrics().fault(direction, Fault::Unexpected);
+                tasks.panicked();
             }
         });
+    }
+
+    /// A part of it did.
+    pub(super) fn panicked(&self) {
+        self.proxy.metrics.panicked();
+        let metrics = self.pod.metrics();
+        metrics.fault(self.direction, Fault::Unexpected);
     }
 }
 

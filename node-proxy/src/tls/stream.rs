@@ -61,6 +61,11 @@ impl<S> Stream<S> {
         }
     }
 
+    /// The socket, for what the kernel knows of it.
+    pub(crate) fn socket(&self) -> &S {
+        &self.socket
+    }
+
     /// The socket, for its options: bytes go through the stream.
     pub(crate) fn get_mut(&mut self) -> &mut S {
         &mut self.socket

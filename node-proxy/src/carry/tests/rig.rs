@@ -32,36 +32,36 @@ use crate::{
 };
 
 /// The service that applications dial.
-pub(super) const SERVICE: &str = "10.96.0.10:80";
+pub(crate) const SERVICE: &str = "10.96.0.10:80";
 /// Where the inbound listener of `cart` is, to which sk_lookup would bring a connection.
-pub(super) const MESHED: &str = "10.1.0.2:9000";
+pub(crate) const MESHED: &str = "10.1.0.2:9000";
 /// Where the application of `cart` listens.
-pub(super) const APP: &str = "10.1.0.2:8080";
+pub(crate) const APP: &str = "10.1.0.2:8080";
 /// Nobody answers here.
-pub(super) const SILENT: [&str; 3] = ["10.1.0.97:80", "10.1.0.98:80", "10.1.0.99:80"];
+pub(crate) const SILENT: [&str; 3] = ["10.1.0.97:80", "10.1.0.98:80", "10.1.0.99:80"];
 /// Nobody listens here.
-pub(super) const DEAD: &str = "10.1.0.2:9";
+pub(crate) const DEAD: &str = "10.1.0.2:9";
 
 /// What the tests of the data path need.
-pub(super) struct Rig {
-    pub(super) fixture: Fixture,
-    pub(super) web: Arc<Pod>,
-    pub(super) cart: Arc<Pod>,
+pub(crate) struct Rig {
+    pub(crate) fixture: Fixture,
+    pub(crate) web: Arc<Pod>,
+    pub(crate) cart: Arc<Pod>,
     /// The application of `cart`.
-    pub(super) app: TcpListener,
+    pub(crate) app: TcpListener,
     _pod: TestPod,
 }
 
-pub(super) fn ok<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+pub(crate) fn ok<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|e| panic!("{e}"))
 }
 
-pub(super) fn addr(text: &str) -> SocketAddr {
+pub(crate) fn addr(text: &str) -> SocketAddr {
     ok(text.parse())
 }
 
 /// Runs `test` under `policy` of `cart`.
-pub(super) fn rig<F>(policy: InboundPolicy, test: impl FnOnce(Rig) -> F + Send + 'static)
+pub(crate) fn rig<F>(policy: InboundPolicy, test: impl FnOnce(Rig) -> F + Send + 'static)
 where
     F: Future<Output = ()>,
 {
@@ -92,7 +92,7 @@ impl Rig {
     }
 
     /// The identity's credentials, signed by this test's control.
-    pub(super) async fn credentials(&self, pod: &Pod) -> Arc<Credentials> {
+    pub(crate) async fn credentials(&self, pod: &Pod) -> Arc<Credentials> {
         let hour = Duration::from_secs(3600);
         self.fixture.control.sign_for(pod.identity.clone(), hour);
         self.fixture.proxy.identities.hold(&pod.identity, &pod.key);
@@ -105,7 +105,7 @@ impl Rig {
     }
 
     /// Tells what `SERVICE` is.
-    pub(super) fn resolve(&self, endpoints: &[(&str, &Identity, bool)]) {
+    pub(crate) fn resolve(&self, endpoints: &[(&str, &Identity, bool)]) {
         let endpoints = endpoints
             .iter()
             .map(|(at, identity, meshed)| endpoint(at, identity, *meshed));
@@ -123,7 +123,7 @@ impl Rig {
     }
 
     /// Control does not know `at`.
-    pub(super) fn answer_unknown(&self, at: &str) {
+    pub(crate) fn answer_unknown(&self, at: &str) {
         let answer = v1::Destination {
             destination: Some(addr(at).into()),
             kind: Some(v1::destination::Kind::Unknown(v1::Unknown::default())),
@@ -132,7 +132,7 @@ impl Rig {
     }
 
     /// Serves `MESHED` as the inbound listener of `cart`.
-    pub(super) async fn serve_inbound(&self) {
+    pub(crate) async fn serve_inbound(&self) {
         let listener = ok(TcpListener::bind(MESHED).await);
         let (proxy, pod) = (self.fixture.proxy.clone(), self.cart.clone());
         tokio::spawn(async move {
@@ -145,14 +145,14 @@ impl Rig {
     }
 
     /// A connection of `web`'s application to `to`, through its outbound listener.
-    pub(super) async fn dial_out(&self, to: &str) -> TcpStream {
+    pub(crate) async fn dial_out(&self, to: &str) -> TcpStream {
         let (dialled, accepted) = self.out(to).await;
         tokio::spawn(outbound::handle(accepted));
         dialled
     }
 
     /// As [`Rig::dial_out`], for a proxy that has not looked at it yet.
-    pub(super) async fn out(&self, to: &str) -> (TcpStream, Accepted) {
+    pub(crate) async fn out(&self, to: &str) -> (TcpStream, Accepted) {
         let listener = ok(TcpListener::bind("10.1.0.2:0").await);
         let dialled = self.connect(ok(listener.local_addr()));
         let (dialled, accepted) = tokio::join!(dialled, listener.accept());
@@ -162,7 +162,7 @@ impl Rig {
     }
 
     /// A connection of an unmeshed client to `cart`.
-    pub(super) async fn dial_in(&self) -> TcpStream {
+    pub(crate) async fn dial_in(&self) -> TcpStream {
         self.connect(addr(MESHED)).await
     }
 
@@ -173,19 +173,19 @@ impl Rig {
     }
 
     /// The application's next connection.
-    pub(super) async fn accepted(&self) -> (TcpStream, SocketAddr) {
+    pub(crate) async fn accepted(&self) -> (TcpStream, SocketAddr) {
         let limit = Duration::from_secs(5);
         ok(ok(tokio::time::timeout(limit, self.app.accept()).await))
     }
 
     /// Whether nobody has dialled the application.
-    pub(super) async fn is_undisturbed(&self) -> bool {
+    pub(crate) async fn is_undisturbed(&self) -> bool {
         let soon = Duration::from_millis(50);
         tokio::time::timeout(soon, self.app.accept()).await.is_err()
     }
 
     /// Asserts that a series with all of `labels` has this value.
-    pub(super) fn assert_metric(&self, name: &str, labels: &[(&str, &str)], value: u64) {
+    pub(crate) fn assert_metric(&self, name: &str, labels: &[(&str, &str)], value: u64) {
         let text = ok(TextEncoder::new().encode_to_string(&self.fixture.registry.gather()));
         let of_name: Vec<_> = text
             .lines()
@@ -205,7 +205,7 @@ impl Rig {
 }
 
 /// Reads until the end, however it comes.
-pub(super) async fn read_to_end(tcp: &mut TcpStream) -> (Vec<u8>, io::Result<usize>) {
+pub(crate) async fn read_to_end(tcp: &mut TcpStream) -> (Vec<u8>, io::Result<usize>) {
     let mut bytes = Vec::new();
     let read = tcp.read_to_end(&mut bytes);
     let end = tokio::time::timeout(Duration::from_secs(10), read).await;
@@ -213,14 +213,14 @@ pub(super) async fn read_to_end(tcp: &mut TcpStream) -> (Vec<u8>, io::Result<usi
 }
 
 /// Asserts that the connection is reset and brings nothing before.
-pub(super) async fn assert_reset(tcp: &mut TcpStream) {
+pub(crate) async fn assert_reset(tcp: &mut TcpStream) {
     let (bytes, end) = read_to_end(tcp).await;
     let reset = matches!(&end, Err(error) if error.kind() == io::ErrorKind::ConnectionReset);
     assert!(reset && bytes.is_empty(), "{end:?} after {bytes:?}");
 }
 
 /// Asserts that each hears what the other says.
-pub(super) async fn assert_echo(near: &mut TcpStream, far: &mut TcpStream) {
+pub(crate) async fn assert_echo(near: &mut TcpStream, far: &mut TcpStream) {
     assert_hears(near, far).await;
     assert_hears(far, near).await;
 }
@@ -276,7 +276,7 @@ fn endpoint(at: &str, identity: &Identity, meshed: bool) -> Value {
 }
 
 /// A ClientHello of an application's own TLS, or of one that pretends.
-pub(super) fn client_hello(name: &str, protocol: &[u8]) -> Vec<u8> {
+pub(crate) fn client_hello(name: &str, protocol: &[u8]) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider);
     let config = ok(config.with_safe_default_protocol_versions());

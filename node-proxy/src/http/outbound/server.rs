@@ -3,6 +3,7 @@
 
 use std::{error::Error, io, net::SocketAddr, sync::Arc};
 
+use culvert_api::identity::Identity;
 use http::Request;
 use http_body::Body as _;
 use hyper::client::conn::TrySendError;
@@ -93,9 +94,10 @@ impl Server {
         self.is_peer == is_peer && self.endpoint.as_ref() == endpoint
     }
 
-    /// Takes in a connection that nothing was sent on.
-    pub(super) fn keep(&self, sender: Sender) {
-        self.host.release(self.host.opened(sender));
+    /// Who TLS proves it to be.
+    pub(super) fn peer(&self) -> Option<&Identity> {
+        let peer = self.endpoint.as_ref().filter(|_| self.is_peer);
+        peer.map(|endpoint| &endpoint.identity)
     }
 
     /// A connection that is open, or a new one.

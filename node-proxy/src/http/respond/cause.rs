@@ -30,6 +30,8 @@ pub(crate) enum Cause {
     Tls,
     /// The peer's certificate names somebody else.
     PeerIdentity,
+    /// The client asked for a server of another identity.
+    IdentityRequired,
     /// The workload has no valid certificate.
     NoCertificate,
     /// The request would come back to this proxy.
@@ -107,6 +109,7 @@ impl Cause {
             | Self::NotTls
             | Self::Tls
             | Self::PeerIdentity
+            | Self::IdentityRequired
             | Self::NoCertificate
             | Self::BadResponse => StatusCode::BAD_GATEWAY,
             Self::Unauthorized => StatusCode::FORBIDDEN,
@@ -135,6 +138,7 @@ impl Cause {
             | Self::NotTls
             | Self::Tls
             | Self::PeerIdentity
+            | Self::IdentityRequired
             | Self::NoCertificate
             | Self::BadResponse => UNAVAILABLE,
             Self::Unauthorized => PERMISSION_DENIED,
@@ -158,6 +162,7 @@ impl Cause {
             Self::NotTls => Fault::NotTls.as_str(),
             Self::Tls => Fault::Tls.as_str(),
             Self::PeerIdentity => Fault::PeerIdentity.as_str(),
+            Self::IdentityRequired => Fault::IdentityRequired.as_str(),
             Self::NoCertificate => Fault::NoCertificate.as_str(),
             Self::Loop => Fault::GatewayLoop.as_str(),
             Self::BadRequest => "bad request",
@@ -184,6 +189,7 @@ impl Cause {
             Self::NotTls => "meshed peer does not speak TLS",
             Self::Tls => "TLS handshake with the peer failed",
             Self::PeerIdentity => "peer has another identity",
+            Self::IdentityRequired => "server has not the required identity",
             Self::NoCertificate => "workload has no valid certificate",
             Self::Loop => "gateway loop detected",
             Self::BadRequest => "malformed request",

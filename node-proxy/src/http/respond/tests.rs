@@ -7,7 +7,7 @@ use super::*;
 mod found;
 
 /// Every cause: status, gRPC code, whether it closes.
-const TABLE: [(Cause, u16, &str, bool); 19] = [
+const TABLE: [(Cause, u16, &str, bool); 20] = [
     (Cause::FailFast, 504, "4", true),
     (Cause::LoadShed, 503, "14", true),
     (Cause::Io, 502, "14", true),
@@ -17,6 +17,7 @@ const TABLE: [(Cause, u16, &str, bool); 19] = [
     (Cause::NotTls, 502, "14", true),
     (Cause::Tls, 502, "14", true),
     (Cause::PeerIdentity, 502, "14", true),
+    (Cause::IdentityRequired, 502, "14", true),
     (Cause::NoCertificate, 502, "14", true),
     (Cause::Loop, 508, "10", true),
     (Cause::BadRequest, 400, "13", true),
