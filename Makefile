@@ -15,10 +15,10 @@ demo: build ## Run the mesh on this machine with a demo application, and show it
 test: test-unit test-net ## Run every test
 
 test-unit: setup-test ## Tests that need no sandbox: pure ones, pipes, the kernel
-	cargo test --release --workspace --exclude culvert-tests
+	cargo test --release --workspace --exclude culvert-tests --no-fail-fast
 
 test-net: setup-test build ## Tests of the real binaries in sandboxes of network namespaces
-	cargo test --release -p culvert-tests -- --test-threads=1
+	cargo test --release -p culvert-tests --no-fail-fast -- --test-threads=1
 
 lint: ## Formatting and clippy, warnings are errors
 	cargo fmt --all --check

@@ -23,7 +23,7 @@ class Calls:
 
     def __getattr__(self, name):
         kind = {"Collect": "stream_unary", "Expand": "unary_stream", "Endless": "unary_stream", "FailLate": "unary_stream",
-                "Hang": "unary_stream", "Echo": "stream_stream"}.get(name, "unary_unary")
+                "Hang": "unary_stream", "Die": "unary_stream", "Echo": "stream_stream"}.get(name, "unary_unary")
         method = getattr(self.channel, kind)(f"/underground.Calls/{name}")
 
         def call(*args, timeout=30, **more):
@@ -122,6 +122,18 @@ async def errors(to):
     else:
         raise AssertionError("the stream did not fail")
     expect((await fails(to.Nothing(b""))).code(), grpc.StatusCode.UNIMPLEMENTED)
+
+
+async def die(to):
+    """A server that is killed amidst its messages: the call fails as such, with what the proxy says of it."""
+    got, call = [], to.Die(b"")
+    try:
+        async for part in call:
+            got.append(part)
+    except grpc.aio.AioRpcError as error:
+        expect((error.code(), error.details(), got), (grpc.StatusCode.UNAVAILABLE, "connection broken", [b"first", b"second"]))
+    else:
+        raise AssertionError("the stream did not fail")
 
 
 async def large(to):

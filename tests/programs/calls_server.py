@@ -5,6 +5,7 @@ After SIGTERM it goes on for 2 s, in which it is taken out of its service, and e
 """
 import asyncio
 import hashlib
+import os
 import signal
 import socket
 import sys
@@ -87,6 +88,14 @@ async def hang(request, context):
         raise
 
 
+async def die(request, context):
+    """In the middle of its messages, and of all others."""
+    yield b"first"
+    yield b"second"
+    await asyncio.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 async def saw(request, context):
     return b"yes" if request in cancelled else b"no"
 
@@ -106,6 +115,7 @@ METHODS = {
     "Fail": grpc.unary_unary_rpc_method_handler(fail),
     "FailLate": grpc.unary_stream_rpc_method_handler(fail_late),
     "Hang": grpc.unary_stream_rpc_method_handler(hang),
+    "Die": grpc.unary_stream_rpc_method_handler(die),
     "Saw": grpc.unary_unary_rpc_method_handler(saw),
     "Slow": grpc.unary_unary_rpc_method_handler(slow),
 }

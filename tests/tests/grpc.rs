@@ -57,6 +57,10 @@ fn grpc() -> anyhow::Result<()> {
     suite.step("one channel's calls are spread over the replicas", spread);
     suite.step("each status is counted and judged", statuses);
     suite.step("the server is told who calls", client_id);
+    suite.step("a server that is killed amidst an answer", |sandbox| {
+        client(sandbox, "die")?;
+        counted_as(sandbox, "14", "failure")
+    });
     suite.finish()
 }
 

@@ -16,7 +16,7 @@ use culvert_tests::{
         source,
     },
     require,
-    sandbox::Sandbox,
+    sandbox::{Daemon, Sandbox},
     suite::Suite,
     wait::wait_for,
 };
@@ -33,6 +33,7 @@ fn rolling() -> anyhow::Result<()> {
     }
     let mut suite = Suite::new(plan("rolling")?.up()?);
     suite.step("a rolling update fails no request", updated);
+    suite.step("proxies that are replaced fail no request", proxies);
     suite.step("replicas that come and go fail no request", scaled);
     suite.finish()
 }
@@ -98,6 +99,22 @@ fn updated(sandbox: &Sandbox) -> anyhow::Result<()> {
     sandbox.apply_object(&deployment("third"))?;
     replaced(sandbox, &second)?;
     none_failed(load, &(&first | &second))
+}
+
+/// With SIGTERM, the server's and the client's.
+fn proxies(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let load = load(sandbox)?;
+    for node in ["n2", "n1"] {
+        let started = sandbox.pid(Daemon::Proxy(node))?;
+        sandbox.terminate("proxy", Some(node))?;
+        sandbox.replaced(Daemon::Proxy(node), started)?;
+        wait_for("requests through the next one", LONG, || {
+            let done = sandbox.metric(Daemon::Proxy(node), "response_total", &[])?;
+            ensure!(done > 100.0, "{done}");
+            Ok::<_, anyhow::Error>(())
+        })?;
+    }
+    none_failed(load, &BTreeSet::new())
 }
 
 fn scaled(sandbox: &Sandbox) -> anyhow::Result<()> {

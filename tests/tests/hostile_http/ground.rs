@@ -26,6 +26,9 @@ use crate::{app, app2};
 
 pub const SOON: Duration = Duration::from_secs(10);
 
+/// How long a request's body may stand still here.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The ports of the applications: HTTP/1.1 and HTTP/2.
 pub const HTTP1: u16 = 7080;
 pub const HTTP2: u16 = 7081;
@@ -190,7 +193,9 @@ impl Faults {
 
 impl Ground<'_> {
     pub fn up() -> anyhow::Result<(Sandbox, Apps)> {
-        let plan = Plan::new("hostile-http")?;
+        let plan = Plan::new("hostile-http")?
+            .flag("--proxy-arg=--body-timeout")
+            .flag(&format!("--proxy-arg={}s", BODY_TIMEOUT.as_secs()));
         let idle = |name, node| Pod::new(name, node, &["sleep", "infinity"]);
         let sandbox = plan
             .pod(&idle("mesh", "n1").meshed())?

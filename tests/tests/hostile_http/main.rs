@@ -55,6 +55,10 @@ fn hostile_http() -> anyhow::Result<()> {
         "a head that drips is cut off, a rest between requests is not",
         slow::heads,
     );
+    step(
+        "a body that stands still is cut off, a slow one is not",
+        slow::bodies,
+    );
     step("clients that do not read cost themselves", slow::readers);
     step(
         "HTTP/2: malformed requests are refused one by one",

@@ -8,10 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, ensure};
+use culvert_tests::wait::wait_for;
 
 use crate::{
     app::POURED,
-    ground::{Ground, HTTP1, WAYS, Way, Wire, get, memory, read_answer},
+    ground::{BODY_TIMEOUT, Ground, HTTP1, SOON, WAYS, Way, Wire, get, memory, read_answer},
 };
 
 /// Longer than a head may take.
@@ -66,6 +67,61 @@ fn drip(wire: &mut dyn Wire) -> anyhow::Result<Duration> {
         }
     }
     Ok(begun.elapsed())
+}
+
+/// Of ten bytes five, and then nothing.
+pub fn bodies(ground: &Ground<'_>) -> anyhow::Result<()> {
+    for way in WAYS {
+        let before = stalled(ground)?;
+        let mut steady = way.dial(ground.sandbox, HTTP1)?;
+        let steady = thread::spawn(move || drop_by_drop(&mut *steady));
+        let mut stalls = way.dial(ground.sandbox, HTTP1)?;
+        let begun = Instant::now();
+        stalls
+            .write_all(b"POST /stalled HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\nhello")?;
+        let answer = read_answer(&mut *stalls)?.context("cut off without a word")?;
+        ensure!(answer.status == 408, "{way:?}: {answer:?}");
+        ensure!(begun.elapsed() >= BODY_TIMEOUT, "{:?}", begun.elapsed());
+        let more = read_answer(&mut *stalls)?;
+        ensure!(more.is_none(), "{way:?}: it is waited for again: {more:?}");
+        let seen = wait_for("the end of the body", SOON, || {
+            way.app(ground)
+                .of("/stalled")
+                .pop()
+                .context("there is none")
+        })?;
+        ensure!(seen.cut && seen.body == b"hello", "{way:?}: {seen:?}");
+        let steady = steady.join().map_err(|_| anyhow!("it panicked"))?;
+        steady.with_context(|| format!("{way:?}: a slow body"))?;
+        // Both proxies of a request wait equally long: one of them says so.
+        wait_for("the time-out to be counted", SOON, || {
+            let more = stalled(ground)? - before;
+            ensure!(
+                more == 1.0 || (way == Way::Outbound && more == 2.0),
+                "{more}"
+            );
+            Ok::<_, anyhow::Error>(())
+        })?;
+    }
+    Ok(())
+}
+
+/// How many bodies stood still for too long, by both proxies.
+fn stalled(ground: &Ground<'_>) -> anyhow::Result<f64> {
+    let faults = WAYS.map(|way| Ok(way.faults(ground.sandbox)?.of("body timeout")));
+    faults.into_iter().sum()
+}
+
+/// A body that takes longer than a pause may, but never pauses for as long.
+fn drop_by_drop(wire: &mut dyn Wire) -> anyhow::Result<()> {
+    wire.write_all(b"POST /steady HTTP/1.1\r\nHost: app\r\nContent-Length: 8\r\n\r\n")?;
+    for _ in 0..8 {
+        thread::sleep(BODY_TIMEOUT / 4);
+        wire.write_all(b"x")?;
+    }
+    let answer = read_answer(wire)?.context("no answer")?;
+    ensure!(answer.status == 200, "{answer:?}");
+    get(wire, "/afterwards")
 }
 
 pub fn readers(ground: &Ground<'_>) -> anyhow::Result<()> {
