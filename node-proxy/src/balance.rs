@@ -124,15 +124,19 @@ impl Balancer {
         let before = self.backends.load_full();
         let mut change = Change::of(&before);
         let now = endpoints.iter().map(|endpoint| change.take(endpoint));
-        let now = now.map(|kept| kept.unwrap_or_else(|new| self.add(new)));
+        let now = now.map(|kept| kept.unwrap_or_else(|new| self.add(new, &before)));
         self.backends.store(Arc::new(now.collect()));
         change.gone().for_each(|gone| gone.retire());
         self.tell(&change, snapshot);
     }
 
-    fn add(&self, endpoint: &Endpoint) -> Arc<Backend> {
+    /// Who joins others is taken for one of them: 30 ms beside answers of one would keep it idle for
+    /// half a minute.
+    fn add(&self, endpoint: &Endpoint, others: &[Arc<Backend>]) -> Arc<Backend> {
         self.shared.added();
-        Arc::new(Backend::new(endpoint.clone(), self.shared.clone()))
+        let backend = Backend::new(endpoint.clone(), self.shared.clone());
+        backend.resemble(others);
+        Arc::new(backend)
     }
 
     fn tell(&self, change: &Change<'_>, snapshot: bool) {

@@ -125,7 +125,9 @@ async fn requests(
 ) {
     // Not taken apart here: what is left over would be held to the end.
     let (connection, stream) = accepted.into_stream(Wire::Plain(early));
-    http::outbound::serve(connection, stream, resolved, version, dialled).await;
+    let served = http::outbound::serve(connection, stream, resolved, version, dialled);
+    // On the heap: a stream of bytes would carry its room to the end.
+    Box::pin(served).await;
 }
 
 async fn opaque(mut accepted: Accepted, resolved: Arc<Resolved>, detected: Detected) {

@@ -13,6 +13,8 @@ use culvert_tests::{
     wait::wait_for,
 };
 
+/// A peak of a tenth of a second is a thousandth after 46 seconds.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(15);
 const PORT: u16 = 7800;
 const EQUALS: [&str; 3] = ["a", "b", "c"];
@@ -139,12 +141,19 @@ fn one_connection(sandbox: &Sandbox) -> anyhow::Result<()> {
         ensure!(ready == 3.0, "{ready} endpoints are ready");
         anyhow::Ok(())
     })?;
-    let requested = requests(sandbox, "equals", &["--count", "600", "--rate", "200"])?;
-    requested.all()?;
-    for pod in EQUALS {
-        let part = requested.part(&sandbox.ip(pod)?.to_string());
-        ensure!(part > 0.02, "{pod} got {part} of {:?}", requested.by);
-    }
+    // One that was slow to answer its first request gets little until that is forgotten.
+    let mut failed = Ok(());
+    wait_for("each to get its part", FORGOTTEN, || {
+        let requested = requests(sandbox, "equals", &["--count", "600", "--rate", "200"])?;
+        failed = requested.all();
+        for pod in EQUALS {
+            let part = requested.part(&sandbox.ip(pod)?.to_string());
+            let enough = part > 0.02 || failed.is_err();
+            ensure!(enough, "{pod} got {part} of {:?}", requested.by);
+        }
+        anyhow::Ok(())
+    })?;
+    failed?;
     let answered = answered(sandbox, "equals")?;
     let all: f64 = answered.values().sum();
     ensure!(all >= 600.0 && answered.len() == 3, "{answered:?}");

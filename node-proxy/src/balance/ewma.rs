@@ -28,6 +28,11 @@ impl PeakEwma {
         }
     }
 
+    /// Begins with `seconds`, if that is less than the default.
+    pub(super) fn expect(&mut self, seconds: f64) {
+        self.seconds = self.seconds.min(seconds);
+    }
+
     /// The estimate of now: while nothing is observed it decays, so that an endpoint that looked
     /// bad is tried again. Never below the floor.
     pub(super) fn estimate(&self, now: Instant) -> f64 {

@@ -170,6 +170,11 @@ impl Host {
         }
     }
 
+    /// Closes what rests.
+    pub(super) fn forget(&self) {
+        lock(&self.resting).clear();
+    }
+
     /// Closes what has rested too long. Answers whether anything is left.
     pub(super) fn trim(&self, now: Instant) -> bool {
         let mut resting = lock(&self.resting);

@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// How many endpoints and connections one request is tried on.
-const TRIES: usize = 4;
+const TRIES: usize = 5;
 
 /// How many servers one application's connection remembers.
 const SERVERS: usize = 64;
@@ -231,8 +231,10 @@ impl Client {
                 Ok((response, taken, server.is_peer))
             }
             Err(error) => {
-                if fresh {
-                    failed();
+                match fresh {
+                    true => failed(),
+                    // A server that restarts has closed the others as well.
+                    false => server.host.forget(),
                 }
                 Err(Missed::sent(error, copy, fresh))
             }

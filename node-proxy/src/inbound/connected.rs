@@ -173,7 +173,9 @@ pub(super) async fn requests(
         let metrics = pod.metrics();
         metrics.authorized(Counter::Terminate, &rules, leg.tls, &leg.client_id);
     };
-    http::inbound::serve(connection, stream, version, admitted, dialled, revoked).await;
+    let served = http::inbound::serve(connection, stream, version, admitted, dialled, revoked);
+    // On the heap: a stream of bytes would carry its room to the end.
+    Box::pin(served).await;
 }
 
 /// What the client says first, unless the application does: then, or when the policy changed, it is

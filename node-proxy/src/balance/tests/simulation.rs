@@ -61,6 +61,21 @@ async fn a_quiet_service_spreads() {
     }
 }
 
+/// Else a replica that was rolled would stand idle for half a minute.
+#[tokio::test(start_paused = true)]
+async fn who_joins_busy_ones_gets_its_part_at_once() {
+    let balancer = balancer(1..=2);
+    let traffic = |requests| Traffic {
+        requests,
+        every: ms(5),
+    };
+    let quick = |_| noisy(Duration::from_micros(500));
+    shares(&balancer, traffic(8000), quick).await;
+    balancer.update(&endpoints(1..=3), false);
+    let got = shares(&balancer, traffic(600), quick).await;
+    assert!(part(&got, 3) > 0.15, "{got:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_endpoint_gets_less_than_one_in_a_hundred() {
     for every in [100, 5, 1] {
