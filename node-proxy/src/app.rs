@@ -145,7 +145,8 @@ impl Bound {
 
     async fn drain(&self) {
         let begun = Instant::now();
-        let open = || self.proxy.metrics.open_connections();
+        // Those of pods that have left have nobody to say farewell to.
+        let open = || self.pods.open_connections();
         while open() > 0 && begun.elapsed() < self.drain {
             tokio::time::sleep(DRAIN_LOOK).await;
         }

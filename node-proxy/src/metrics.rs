@@ -123,11 +123,6 @@ impl Metrics {
         self.0.globals.panics.inc();
     }
 
-    /// How many connections are open in this process.
-    pub fn open_connections(&self) -> usize {
-        self.0.limit.open()
-    }
-
     fn pods(&self) -> Vec<Arc<PodSeries>> {
         let pods = self.0.lock();
         pods.values().map(|pod| pod.series.clone()).collect()

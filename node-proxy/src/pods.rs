@@ -386,6 +386,13 @@ impl Pods {
         }
     }
 
+    /// How many connections of the pods that are here are open.
+    pub(crate) fn open_connections(&self) -> usize {
+        let registry = self.lock();
+        let pods = registry.entries.values().map(|entry| &entry.pod);
+        pods.map(|pod| pod.metrics().open_connections()).sum()
+    }
+
     /// Accepts no connection any more. The agent keeps the listeners: new connections wait there.
     pub(crate) fn stop_accepting(&self) {
         for entry in self.lock().entries.values_mut() {

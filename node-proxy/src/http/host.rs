@@ -19,12 +19,9 @@ use super::{
     client::{Allowed, Sender},
 };
 
-/// How long an HTTP/1 connection to an application rests before it is closed, as in Linkerd: less than
-/// servers let theirs rest, which close them without a word.
-pub(super) const TO_APP: Duration = Duration::from_secs(3);
-
-/// How long one rests whose other end says when it goes: a proxy's, or any of HTTP/2.
-const TO_PEER: Duration = Duration::from_secs(60);
+/// How long a connection rests before it is closed, as in Linkerd: less than servers let theirs rest,
+/// and not long after its pod has gone, when nobody is left to answer a farewell.
+const IDLE: Duration = Duration::from_secs(3);
 
 /// The oldest that a connection gets, within a tenth: a certificate that was renewed is shown then.
 const MAX_AGE: Duration = Duration::from_secs(3600);
@@ -40,8 +37,6 @@ const MAX_STREAMS: usize = 100;
 #[derive(Debug)]
 pub(crate) struct Host {
     version: Version,
-    /// How long a connection rests.
-    idle: Duration,
     resting: Mutex<Vec<Resting>>,
     shared: Mutex<Vec<Shared>>,
     /// Held by who opens an HTTP/2 connection, so that those who come meanwhile share it.
@@ -84,12 +79,9 @@ pub(crate) enum Lease {
 // === impl Host ===
 
 impl Host {
-    /// To an application, or to a `peer` proxy.
-    pub(super) fn new(version: Version, is_peer: bool) -> Self {
-        let says = is_peer || version == Version::Http2;
+    pub(super) fn new(version: Version) -> Self {
         Self {
             version,
-            idle: if says { TO_PEER } else { TO_APP },
             resting: Mutex::default(),
             shared: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
@@ -179,10 +171,10 @@ impl Host {
     pub(super) fn trim(&self, now: Instant) -> bool {
         let mut resting = lock(&self.resting);
         resting.retain(|it| {
-            !it.sender.is_closed() && now.duration_since(it.since) < self.idle && now < it.expires
+            !it.sender.is_closed() && now.duration_since(it.since) < IDLE && now < it.expires
         });
         let mut shared = lock(&self.shared);
-        shared.retain_mut(|it| it.is_kept(now, self.idle));
+        shared.retain_mut(|it| it.is_kept(now));
         !resting.is_empty() || !shared.is_empty()
     }
 
@@ -191,7 +183,7 @@ impl Host {
     fn rested(&self) -> Option<Lease> {
         let mut resting = lock(&self.resting);
         let now = Instant::now();
-        let ready = |it: &Resting| it.sender.is_ready() && now.duration_since(it.since) < self.idle;
+        let ready = |it: &Resting| it.sender.is_ready() && now.duration_since(it.since) < IDLE;
         let at = resting.iter().rposition(ready)?;
         let Resting {
             sender, expires, ..
@@ -233,12 +225,12 @@ impl Shared {
     }
 
     /// One that expired goes on until its last request is done.
-    fn is_kept(&mut self, now: Instant, idle: Duration) -> bool {
+    fn is_kept(&mut self, now: Instant) -> bool {
         let busy = self.users() > 0;
         if busy {
             self.used = now;
         }
-        let fresh = now < self.expires && now.duration_since(self.used) < idle;
+        let fresh = now < self.expires && now.duration_since(self.used) < IDLE;
         !self.sender.is_closed() && (busy || fresh)
     }
 }

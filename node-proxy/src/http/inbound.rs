@@ -103,7 +103,7 @@ impl Client {
                 leg: admitted.leg.clone(),
                 authority: "".into(),
             }),
-            app: Arc::new(Host::new(version, false)),
+            app: Arc::new(Host::new(version)),
             conversation,
             admitted,
         }

@@ -47,7 +47,7 @@ impl Pool {
             hosts.trimmed = true;
             tokio::spawn(trim(Arc::downgrade(&self.0)));
         }
-        let made = |key: &Key| Arc::new(Host::new(key.version, key.peer.is_some()));
+        let made = |key: &Key| Arc::new(Host::new(key.version));
         let host = hosts.hosts.entry(key);
         host.or_insert_with_key(made).clone()
     }

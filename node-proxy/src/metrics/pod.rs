@@ -95,6 +95,11 @@ impl PodMetrics {
         Dialling::new(&self.metrics.0.dialling)
     }
 
+    /// How many connections of this pod are open.
+    pub(crate) fn open_connections(&self) -> usize {
+        self.limit.open()
+    }
+
     /// A connection was opened.
     pub(crate) fn open(&self, leg: Leg) -> OpenLeg {
         let source = self.open_side(leg.clone(), Peer::Source);

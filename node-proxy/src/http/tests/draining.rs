@@ -37,8 +37,9 @@ async fn assert_closing(client: &mut TcpStream, app: &mut TcpStream) {
 }
 
 async fn all_ended(rig: &Rig) {
-    let metrics = &rig.fixture.proxy.metrics;
-    eventually("all ended", || metrics.open_connections() == 0).await;
+    let pods = [&rig.web, &rig.cart];
+    let open = || pods.map(|pod| pod.metrics().open_connections());
+    eventually("all ended", || open() == [0, 0]).await;
 }
 
 #[test]
