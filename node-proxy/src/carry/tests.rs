@@ -38,8 +38,8 @@ fn meshed_pods_speak_mutual_tls_and_the_application_sees_its_client() {
             ok(app.shutdown().await);
             assert!(read_to_end(&mut client).await.1.is_ok());
         }
-        let connections = crate::metrics::Metrics::open_connections;
-        eventually("all ended", || connections(&rig.fixture.proxy.metrics) == 0).await;
+        let open = || [&rig.web, &rig.cart].map(|pod| pod.metrics().open_connections());
+        eventually("all ended", || open() == [0, 0]).await;
         let src = [
             ("peer", "src"),
             ("tls", "true"),
