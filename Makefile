@@ -12,7 +12,8 @@ help: ## Say what can be made
 demo: build ## Run the mesh on this machine with a demo application, and show it
 	$(BIN)/culvert sandbox demo
 
-test: test-unit test-net ## Run every test
+test: ## Run every test, the second half also after the first has failed
+	@$(MAKE) --keep-going test-unit test-net
 
 test-unit: setup-test ## Tests that need no sandbox: pure ones, pipes, the kernel
 	cargo test --release --workspace --exclude culvert-tests --no-fail-fast
