@@ -226,8 +226,8 @@ impl Pods {
         pool: SocketPool,
         sockets: Vec<OwnedFd>,
     ) {
-        if let Some(entry) = self.lock().entries.get(key) {
-            entry.pod.sockets.receive(pool, sockets);
+        if let Some(Entry { pod, .. }) = self.lock().entries.get(key) {
+            pod.sockets.receive(pool, sockets, pod.metrics().owed());
         }
     }
 

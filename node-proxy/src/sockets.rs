@@ -194,13 +194,15 @@ impl Sockets {
         Err(no_port())
     }
 
-    /// New sockets from the agent.
-    pub(crate) fn receive(&self, id: SocketPool, mut sockets: Vec<OwnedFd>) {
-        let mut uses = repeat_n(Use::Socket, WAITED_FOR).chain(repeat(Use::Spare));
+    /// New sockets from the agent. `owed`: how many descriptors connections are still to open.
+    pub(crate) fn receive(&self, id: SocketPool, mut sockets: Vec<OwnedFd>, owed: usize) {
+        let waited_for = if self.pool(id).is_empty() { WAITED_FOR } else { 0 };
+        let waited_for = repeat_n((Use::Socket, 0), waited_for);
+        let mut uses = waited_for.chain(repeat((Use::Spare, owed)));
         let fits = |socket: &OwnedFd| {
             let room = uses
                 .next()
-                .map(|for_a| descriptors::suffice(socket, 0, for_a));
+                .map(|(for_a, owed)| descriptors::suffice(socket, owed, for_a));
             room == Some(true) && kernel::fit(socket.as_fd(), id.kind, &LEGS).is_ok()
         };
         sockets.retain(fits);

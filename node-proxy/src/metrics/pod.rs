@@ -73,11 +73,11 @@ impl PodMetrics {
     /// One more connection, unless this pod or this process has too many, or descriptors are scarce.
     pub(crate) fn admit(&self, accepted: &impl AsFd) -> Option<Admitted> {
         let shared = &self.metrics.0;
-        let for_a = match self.limit.open() > shared.limit.open() / 2 {
-            true => Use::GreedyConnection,
-            false => Use::Connection,
+        // What is owed is a greedy pod's more than anyone's, and in part open already, as its spare sockets.
+        let (for_a, owed) = match self.limit.open() > shared.limit.open() / 2 {
+            true => (Use::GreedyConnection, self.owed()),
+            false => (Use::Connection, 0),
         };
-        let owed = shared.dialling.load(Ordering::Relaxed);
         if !descriptors::suffice(accepted, owed, for_a) {
             shared.scarce();
             return None;
@@ -93,6 +93,11 @@ impl PodMetrics {
     /// A connection will need a second descriptor, until this is dropped.
     pub(crate) fn dialling(&self) -> Dialling {
         Dialling::new(&self.metrics.0.dialling)
+    }
+
+    /// How many connections of all pods will need a second descriptor.
+    pub(crate) fn owed(&self) -> usize {
+        self.metrics.0.dialling.load(Ordering::Relaxed)
     }
 
     /// How many connections of this pod are open.

@@ -96,6 +96,11 @@ impl Pool {
         !state.closed && state.idle.len() < state.low_water
     }
 
+    /// Whether none is left: somebody may be waiting.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().idle.is_empty()
+    }
+
     /// A socket that was made without the agent.
     pub(super) fn made(self: &Arc<Self>, fd: OwnedFd) -> Taken {
         self.metrics.made.inc();

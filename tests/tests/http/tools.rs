@@ -75,7 +75,7 @@ fn conditions(sandbox: &Sandbox, files: &Path) -> anyhow::Result<()> {
             say --$version -H "If-None-Match: $tag" "$url"
             say --$version "$url/nothing"
             say --$version -I "$url"
-            say --$version -X POST -d data "$url"
+            say --$version -X POST "$url"  # without a body: curl 7.88 loses an answer that ends before its request
         done
     "#;
     let said = by_curl(sandbox, files, 12, script)?;

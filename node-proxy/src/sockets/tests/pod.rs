@@ -145,7 +145,7 @@ impl TestPod {
     /// What the agent would do.
     pub(crate) fn give(&self, pool: SocketPool, count: usize) -> io::Result<()> {
         let sockets: io::Result<Vec<_>> = (0..count).map(|_| make(pool)).collect();
-        self.sockets.receive(pool, sockets?);
+        self.sockets.receive(pool, sockets?, 0);
         Ok(())
     }
 
