@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The objects of one file.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use k8s_openapi::{
     Metadata, Resource,
     api::{
         apps::v1::Deployment,
         core::v1::{self, Namespace, Pod, Service, ServiceAccount},
+        discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -33,12 +34,13 @@ pub(crate) struct Key {
 /// An object of a kind that Culvert knows.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Object {
-    Namespace(Box<Namespace>),
-    Node(Box<v1::Node>),
-    Pod(Box<Pod>),
-    Service(Box<Service>),
-    ServiceAccount(Box<ServiceAccount>),
-    Deployment(Box<Deployment>),
+    Namespace(Arc<Namespace>),
+    Node(Arc<v1::Node>),
+    Pod(Arc<Pod>),
+    Service(Arc<Service>),
+    ServiceAccount(Arc<ServiceAccount>),
+    Deployment(Arc<Deployment>),
+    EndpointSlice(Arc<EndpointSlice>),
 }
 
 /// Reads all the objects of a text, or says what is wrong with the first that is.
@@ -88,11 +90,15 @@ fn object(node: &Node) -> Result<(Key, Object), Fault> {
         ("v1", "Service") => namespaced(node, Rule::Label, Object::Service),
         ("v1", "ServiceAccount") => namespaced(node, Rule::Subdomain, Object::ServiceAccount),
         ("apps/v1", "Deployment") => namespaced(node, Rule::Subdomain, Object::Deployment),
+        ("discovery.k8s.io/v1", "EndpointSlice") => {
+            namespaced(node, Rule::Subdomain, Object::EndpointSlice)
+        }
         _ => Err(at(
             node,
             format!(
                 "got kind {kind:?} of apiVersion {version:?}, expected Namespace, Node, Pod, Service or \
-                 ServiceAccount of v1, or Deployment of apps/v1"
+                 ServiceAccount of v1, Deployment of apps/v1, or EndpointSlice of \
+                 discovery.k8s.io/v1"
             ),
         )),
     }
@@ -113,7 +119,7 @@ fn at(node: &Node, message: String) -> Fault {
 fn cluster_scoped<T>(
     node: &Node,
     rule: Rule,
-    wrap: fn(Box<T>) -> Object,
+    wrap: fn(Arc<T>) -> Object,
 ) -> Result<(Key, Object), Fault>
 where
     T: DeserializeOwned + Resource + Metadata<Ty = ObjectMeta>,
@@ -132,13 +138,13 @@ where
         namespace: None,
         name,
     };
-    Ok((key, wrap(Box::new(object))))
+    Ok((key, wrap(Arc::new(object))))
 }
 
 fn namespaced<T>(
     node: &Node,
     rule: Rule,
-    wrap: fn(Box<T>) -> Object,
+    wrap: fn(Arc<T>) -> Object,
 ) -> Result<(Key, Object), Fault>
 where
     T: DeserializeOwned + Resource + Metadata<Ty = ObjectMeta>,
@@ -154,7 +160,7 @@ where
         namespace: Some(namespace),
         name,
     };
-    Ok((key, wrap(Box::new(object))))
+    Ok((key, wrap(Arc::new(object))))
 }
 
 fn name(node: &Node, meta: &ObjectMeta, rule: Rule) -> Result<String, Fault> {
@@ -205,27 +211,20 @@ impl Objects {
     pub(crate) fn insert(&mut self, key: &Key, object: &Object) {
         let name = key.name.clone();
         let namespace = key.namespace.clone().unwrap_or_default();
-        match object {
-            Object::Namespace(object) => {
-                self.namespaces.insert(name, Namespace::clone(object));
-            }
-            Object::Node(object) => {
-                self.nodes.insert(name, v1::Node::clone(object));
-            }
-            Object::Pod(object) => {
-                self.pods.insert((namespace, name), Pod::clone(object));
-            }
-            Object::Service(object) => {
-                self.services
-                    .insert((namespace, name), Service::clone(object));
-            }
+        match object.clone() {
+            Object::Namespace(object) => drop(self.namespaces.insert(name, object)),
+            Object::Node(object) => drop(self.nodes.insert(name, object)),
+            Object::Pod(object) => drop(self.pods.insert((namespace, name), object)),
+            Object::Service(object) => drop(self.services.insert((namespace, name), object)),
             Object::ServiceAccount(object) => {
-                let object = ServiceAccount::clone(object);
-                self.service_accounts.insert((namespace, name), object);
+                drop(self.service_accounts.insert((namespace, name), object));
             }
             Object::Deployment(object) => {
-                self.deployments
-                    .insert((namespace, name), Deployment::clone(object));
+                drop(self.deployments.insert((namespace, name), object));
+            }
+            Object::EndpointSlice(object) => {
+                let slices = self.endpoint_slices.get_or_insert_default();
+                slices.insert((namespace, name), object);
             }
         }
     }

@@ -5,6 +5,8 @@
 //! it. Nothing that a user writes is ignored in silence: a file with a kind, a field or a name that
 //! is not known, or with an object that another file has already, is refused as a whole as a
 //! [`Problem`], and what the file last said while it was good stays.
+//!
+//! [`Objects`] is also what other sources of objects give.
 
 mod file;
 mod names;
@@ -12,11 +14,12 @@ mod source;
 mod store;
 mod tree;
 
-use std::{collections::BTreeMap, fmt, io, path::Path, path::PathBuf};
+use std::{collections::BTreeMap, fmt, io, path::Path, path::PathBuf, sync::Arc};
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
+    discovery::v1::EndpointSlice,
 };
 
 pub use self::source::Source;
@@ -27,21 +30,25 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 /// The namespace and the name of an object.
 pub type NamespacedName = (String, String);
 
-/// The objects of a directory. The namespace of a key is also in the object's metadata.
+/// The objects of a source. The namespace of a key is also in the object's metadata. What did not
+/// change is shared with the objects before.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Objects {
     /// By name.
-    pub namespaces: BTreeMap<String, Namespace>,
+    pub namespaces: BTreeMap<String, Arc<Namespace>>,
     /// By name.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: BTreeMap<String, Arc<Node>>,
     /// By namespace and name.
-    pub pods: BTreeMap<NamespacedName, Pod>,
+    pub pods: BTreeMap<NamespacedName, Arc<Pod>>,
     /// By namespace and name.
-    pub services: BTreeMap<NamespacedName, Service>,
+    pub services: BTreeMap<NamespacedName, Arc<Service>>,
     /// By namespace and name.
-    pub service_accounts: BTreeMap<NamespacedName, ServiceAccount>,
+    pub service_accounts: BTreeMap<NamespacedName, Arc<ServiceAccount>>,
     /// By namespace and name.
-    pub deployments: BTreeMap<NamespacedName, Deployment>,
+    pub deployments: BTreeMap<NamespacedName, Arc<Deployment>>,
+    /// By namespace and name. None: nobody makes slices, as in a directory that has none; the
+    /// endpoints of a Service are then the pods that it selects.
+    pub endpoint_slices: Option<BTreeMap<NamespacedName, Arc<EndpointSlice>>>,
 }
 
 /// Why a file, or the directory itself, is refused.

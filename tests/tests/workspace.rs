@@ -14,6 +14,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("culvert-api", &[]),
     ("culvert-runtime", &[]),
     ("culvert-manifests", &[]),
+    (
+        "culvert-kubernetes",
+        &["culvert-manifests", "culvert-runtime"],
+    ),
     ("culvert-ebpf-abi", &[]),
     ("culvert-ebpf-loader", &["culvert-ebpf-abi"]),
     ("culvert-cni", &["culvert-api"]),
@@ -23,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "culvert-api",
             "culvert-ebpf-abi",
             "culvert-ebpf-loader",
+            "culvert-kubernetes",
             "culvert-manifests",
             "culvert-runtime",
         ],
@@ -30,11 +35,21 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("culvert-proxy", &["culvert-api", "culvert-runtime"]),
     (
         "culvert-control",
-        &["culvert-api", "culvert-manifests", "culvert-runtime"],
+        &[
+            "culvert-api",
+            "culvert-kubernetes",
+            "culvert-manifests",
+            "culvert-runtime",
+        ],
     ),
     (
         "culvert",
-        &["culvert-api", "culvert-manifests", "culvert-runtime"],
+        &[
+            "culvert-api",
+            "culvert-kubernetes",
+            "culvert-manifests",
+            "culvert-runtime",
+        ],
     ),
     ("culvert-tests", &["culvert-api", "culvert-ebpf-abi"]),
 ];
@@ -43,13 +58,22 @@ const ARROWS: &[(&str, &[&str])] = &[
 const WRAPPERS: &[(&str, &[&str])] = &[
     ("aya", &["culvert-ebpf-loader", "culvert-ebpf-abi"]),
     ("aya-log", &["culvert-ebpf-loader"]),
-    ("kube", &["culvert-control", "culvert-agent", "culvert"]),
+    (
+        "kube",
+        &[
+            "culvert-control",
+            "culvert-agent",
+            "culvert",
+            "culvert-kubernetes",
+        ],
+    ),
     (
         "k8s-openapi",
         &[
             "culvert-control",
             "culvert-agent",
             "culvert",
+            "culvert-kubernetes",
             "culvert-manifests",
         ],
     ),
@@ -119,7 +143,7 @@ fn a_privileged_dependency_is_named_only_where_it_belongs() -> Result<()> {
 /// What stands in the processes in two versions, and who brings the older one. Each is somebody
 /// else's to update; a new name here wants a reason.
 const TWICE: &[&str] = &[
-    "base64",         // k8s-openapi, tonic
+    "base64",         // kube, tonic
     "linux-raw-sys",  // rustix
     "rustix",         // prometheus through procfs, cni-plugin through which
     "syn",            // derive macros, in the build only
