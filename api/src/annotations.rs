@@ -2,11 +2,16 @@
 //! The annotations by which pods and namespaces are opted in and configured. Linkerd's names mean
 //! the same as ours; the pod's beat the namespace's, and `culvert.io` beats `linkerd.io`.
 
+mod known;
+
 use std::collections::BTreeMap;
 
-/// `enabled` opts in, `disabled` opts out.
+pub use self::known::{Standing, standing};
+
+/// `enabled` opts in, `disabled` opts out. `ingress` is `enabled`: a node proxy goes by where a
+/// connection goes, never by `l5d-dst-override`.
 pub const INJECT: [&str; 2] = ["culvert.io/inject", "linkerd.io/inject"];
-/// `all-unauthenticated` (permissive) or `all-authenticated` (strict).
+/// A name that [`crate::policy::InboundPolicy::named`] knows.
 pub const DEFAULT_INBOUND_POLICY: [&str; 2] = [
     "culvert.io/default-inbound-policy",
     "config.linkerd.io/default-inbound-policy",

@@ -14,6 +14,10 @@ pub const VERSIONS: Versions = Versions {
     oldest: 1,
 };
 
+/// The versions of the CNI specification that the plugin speaks, the oldest first: those in which
+/// plugins are chained. 0.3.1 is what flannel and Calico still write.
+pub const CNI_VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
 /// The longest message, in bytes. A longer one is refused unread.
 pub const MAX_MESSAGE: usize = 1 << 20;
 

@@ -12,6 +12,7 @@ pub mod cni;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 pub mod identity;
+pub mod kubernetes;
 pub mod lists;
 pub mod policy;
 pub mod protocol;

@@ -78,6 +78,23 @@ pub struct Denied {
 // === impl InboundPolicy ===
 
 impl InboundPolicy {
+    /// The policy that Linkerd calls so; none for `cluster-authenticated` and
+    /// `cluster-unauthenticated`, because rules know nothing of networks, and for what is no name
+    /// (<https://linkerd.io/2-edge/reference/authorization-policy/#default-policies>).
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "all-unauthenticated" => Some(Self::permissive()),
+            "all-authenticated" => Some(Self::strict()),
+            // Who would be let in without it has a rule of its own: all are in the metrics by name.
+            "audit" => Some(Self::of("audit", Clients::Unauthenticated)),
+            "deny" => Some(Self {
+                rules: Vec::new(),
+                ..Self::strict()
+            }),
+            _ => None,
+        }
+    }
+
     /// Lets everybody in: `all-unauthenticated`, Linkerd's default.
     pub fn permissive() -> Self {
         Self::of("all-unauthenticated", Clients::Unauthenticated)
@@ -160,6 +177,28 @@ mod tests {
         assert!(authorize(&permissive, Client::Unidentified).is_ok());
         assert!(authorize(&permissive, someone).is_ok());
         assert!(strict.requires_identity() && !permissive.requires_identity());
+    }
+
+    #[test]
+    fn a_policy_has_a_name_or_is_refused() {
+        let named = InboundPolicy::named;
+        assert_eq!(
+            named("all-authenticated").as_ref(),
+            Some(&InboundPolicy::strict())
+        );
+        assert_eq!(
+            named("all-unauthenticated").as_ref(),
+            Some(&InboundPolicy::permissive())
+        );
+        let rule = |name: &str, client| {
+            let policy = named(name).unwrap_or_else(|| panic!("{name} is not known"));
+            authorize(&policy, client).map(|permit| permit.rule().to_owned())
+        };
+        assert_eq!(rule("audit", Client::Unidentified), Ok("audit".to_owned()));
+        assert!(rule("deny", Client::Unidentified).is_err());
+        for refused in ["cluster-authenticated", "cluster-unauthenticated", ""] {
+            assert_eq!(named(refused), None, "{refused}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The admin server: `/metrics` for Prometheus, `/ready` and `/live` for Kubernetes.
+//! The admin server: `/metrics` for Prometheus, `/ready` and `/live` for Kubernetes,
+//! `/version` for `culvert check`.
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -123,7 +124,12 @@ fn answer(path: &str, registry: &Registry, readiness: &Readiness) -> Response<Fu
         "/metrics" => metrics(registry),
         "/ready" => ready(&readiness.waiting_for()),
         "/live" => text(StatusCode::OK, "live\n"),
-        _ => text(StatusCode::NOT_FOUND, "try /metrics, /ready or /live\n"),
+        // One release for all of the workspace.
+        "/version" => text(StatusCode::OK, concat!(env!("CARGO_PKG_VERSION"), "\n")),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "try /metrics, /ready, /live or /version\n",
+        ),
     }
 }
 
@@ -224,6 +230,7 @@ mod tests {
         assert_eq!(status("/ready"), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(status("/live"), StatusCode::OK);
         assert_eq!(status("/metrics"), StatusCode::OK);
+        assert_eq!(status("/version"), StatusCode::OK);
         assert_eq!(status("/"), StatusCode::NOT_FOUND);
     }
 }

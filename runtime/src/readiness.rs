@@ -23,6 +23,14 @@ impl Readiness {
         self.lock().remove(what);
     }
 
+    /// `what` is there, or no longer.
+    pub fn set(&self, what: &'static str, there: bool) {
+        match there {
+            true => self.done(what),
+            false => self.pending(what),
+        }
+    }
+
     /// What is still waited for; empty when ready.
     pub fn waiting_for(&self) -> Vec<&'static str> {
         self.lock().iter().copied().collect()
