@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Puts the parts together.
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    pin::pin,
-    sync::{Arc, Mutex},
-};
+use std::{future::Future, net::SocketAddr, pin::pin, sync::Arc};
 
 use anyhow::{Context, bail};
 use culvert_runtime::{admin::Admin, readiness::Readiness, shutdown};
@@ -20,17 +15,15 @@ use tokio::{
 
 use crate::{
     accept::accept,
-    ca::{self, Authority},
-    config::Config,
+    ca::{self, Followed},
+    config::{Cluster, Config},
     discovery::{Discovery, Parts},
+    ground::{Ground, Replica},
     identity::Identities,
-    index::{Index, Reports},
-    keep,
     metrics::Metrics,
-    objects::{self, Follower},
+    notices::Notices,
     server,
     serving::Serving,
-    tokens::TokenFile,
 };
 
 /// A control plane that listens and does not serve yet.
@@ -40,9 +33,8 @@ pub struct Bound {
     admin: Admin,
     readiness: Readiness,
     config: Config,
-    authority: Arc<Authority>,
-    tokens: TokenFile,
-    reports: Reports,
+    authority: Followed,
+    ground: Ground,
     metrics: Metrics,
 }
 
@@ -61,7 +53,6 @@ struct Front {
 pub async fn build(config: Config) -> anyhow::Result<Bound> {
     tracing::info!(?config, "Control starts");
     let readiness = Readiness::default();
-    readiness.pending(objects::PENDING);
     let registry = Registry::new();
     let metrics = Metrics::register(&registry)?;
     let listener = TcpListener::bind(config.listen)
@@ -71,33 +62,27 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         .await
         .with_context(|| format!("could not listen on {}", config.admin))?;
     let files = config.clone();
-    let (authority, reports, tokens) = spawn_blocking(move || read(&files)).await??;
+    let authority = spawn_blocking(move || authority(&files)).await??;
+    let ground = Ground::open(&config, &readiness).await?;
     Ok(Bound {
         listener,
         admin,
         readiness,
         config,
-        authority: Arc::new(authority),
-        tokens,
-        reports,
+        authority,
+        ground,
         metrics,
     })
 }
 
-fn read(config: &Config) -> anyhow::Result<(Authority, Reports, TokenFile)> {
+fn authority(config: &Config) -> anyhow::Result<Followed> {
     let (domain, lifetime) = (config.domain.clone(), config.issuance_lifetime);
-    let authority = match &config.authority {
-        Some(files) => ca::given(files, domain, lifetime)?,
-        None => ca::open(&config.state_dir, domain, lifetime)?,
+    let files = match (&config.authority, &config.cluster) {
+        (Some(files), _) => files.clone(),
+        (None, Cluster::Directory(files)) => ca::kept(&files.state_dir, &domain)?,
+        (None, Cluster::Kubernetes(_)) => bail!("no issuer is given"),
     };
-    let dir = &config.state_dir;
-    std::fs::create_dir_all(dir).with_context(|| format!("could not make {}", dir.display()))?;
-    let reports = keep::load(dir)?;
-    Ok((
-        authority,
-        reports,
-        TokenFile::open(config.join_tokens.clone()),
-    ))
+    Ok(Followed::open(files, domain, lifetime)?)
 }
 
 // === impl Bound ===
@@ -127,7 +112,7 @@ impl Bound {
     /// Serves until `end`.
     pub async fn serve(self, end: impl Future<Output = ()>) -> anyhow::Result<()> {
         let stop = watch::Sender::new(false);
-        let (front, mut tasks) = self.start(&stop)?;
+        let (front, replica, mut tasks) = self.start(&stop)?;
         let mut served = pin!(front.serve(stop.subscribe()));
         tokio::select! {
             served = &mut served => return served,
@@ -135,49 +120,53 @@ impl Bound {
             () = end => {}
         }
         stop.send_replace(true);
-        served.await
+        let served = served.await;
+        tasks.shutdown().await;
+        if let Some(replica) = replica {
+            replica.leave().await;
+        }
+        served
     }
 
-    fn start(self, stop: &watch::Sender<bool>) -> anyhow::Result<(Front, JoinSet<()>)> {
-        let serving = Arc::new(Serving::new(Arc::clone(&self.authority))?);
+    fn start(
+        self,
+        stop: &watch::Sender<bool>,
+    ) -> anyhow::Result<(Front, Option<Replica>, JoinSet<()>)> {
+        let (authority, issuer) = (self.authority.authority(), self.authority.issuer());
+        let serving = Arc::new(Serving::new(authority.clone())?);
         let tls = Arc::new(serving.tls()?);
-        let (loaded, ready) = watch::channel(false);
-        let (keeping, kept) = watch::channel(0);
-        let index = Index::new(self.reports);
-        let views = index.view();
-        let index = Arc::new(Mutex::new(index));
-        let authenticator = self.tokens.authenticator();
         let metrics = self.metrics;
-        let follower = Follower {
-            dir: self.config.manifests,
-            index: Arc::clone(&index),
-            readiness: self.readiness,
-            loaded,
-            metrics: metrics.clone(),
-        };
         let mut tasks = JoinSet::new();
         tasks.spawn(async { match self.admin.serve().await {} });
-        tasks.spawn(self.tokens.follow());
-        tasks.spawn(serving.renew(self.config.issuance_lifetime, metrics.clone()));
-        tasks.spawn(keep::keep(
-            self.config.state_dir,
-            Arc::clone(&index),
-            keeping,
-            metrics.clone(),
+        let (notices, heard) = Notices::new();
+        let certificates = metrics.certificates.clone();
+        tasks.spawn(serving.renew(self.config.issuance_lifetime, certificates.clone()));
+        tasks.spawn(ca::warn(
+            authority.clone(),
+            certificates.clone(),
+            notices.clone(),
         ));
-        tasks.spawn(follower.run());
+        tasks.spawn(self.authority.follow(certificates, notices));
+        let begun = self
+            .ground
+            .begin(self.readiness, heard, &metrics, &mut tasks);
+        let authenticator = begun.authenticator;
         let discovery = Discovery::new(Parts {
-            index,
-            kept,
+            index: begun.index,
+            kept: begun.kept,
             stopping: stop.subscribe(),
             authenticator: authenticator.clone(),
             metrics: metrics.clone(),
             max_subscriptions: self.config.max_subscriptions,
+            issuer,
         });
+        if let Some(replica) = &begun.replica {
+            replica.tell(&discovery, &mut tasks);
+        }
         let identities = Identities {
-            authority: self.authority,
+            authority,
             authenticator,
-            views,
+            views: begun.views,
             metrics: metrics.clone(),
         };
         let front = Front {
@@ -185,10 +174,10 @@ impl Bound {
             tls,
             discovery,
             identities,
-            ready,
+            ready: begun.ready,
             metrics,
         };
-        Ok((front, tasks))
+        Ok((front, begun.replica, tasks))
     }
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flags and environment, and what they mean.
 
+mod cluster;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Parser;
@@ -10,7 +12,15 @@ use culvert_runtime::{
     log::Format,
 };
 
-use crate::{ca::GivenFiles, discovery::MAX_SUBSCRIPTIONS};
+use self::cluster::ClusterArgs;
+pub use self::cluster::{Cluster, Directory, Kubernetes};
+use crate::{
+    ca::{GivenFiles, IssuerFiles},
+    discovery::MAX_SUBSCRIPTIONS,
+};
+
+const NO_ISSUER: &str =
+    "--kubernetes: got no issuer, expected --issuer DIR: no replica makes its own";
 
 const MIN_LIFETIME: Duration = Duration::from_secs(5);
 
@@ -19,10 +29,8 @@ const MIN_LIFETIME: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Parser)]
 #[command(name = "culvert-control", version)]
 pub struct Args {
-    /// Directory of Kubernetes manifests (*.yaml, *.yml, *.json) that is the cluster. Changes are
-    /// picked up live; a broken file is refused and its last good content stays.
-    #[arg(long, env = "CULVERT_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// Where to serve gRPC over TLS to the node proxies.
     #[arg(
         long,
@@ -39,10 +47,6 @@ pub struct Args {
         default_value = "0.0.0.0:9990"
     )]
     admin: String,
-    /// Directory for the trust anchor, the issuer and what nodes reported. Made on the first run;
-    /// `trust-anchors.pem` in it is public.
-    #[arg(long, env = "CULVERT_STATE_DIR", value_name = "DIR")]
-    state_dir: PathBuf,
     /// The SPIFFE trust domain of all identities.
     #[arg(
         long,
@@ -59,9 +63,6 @@ pub struct Args {
         default_value = "culvert"
     )]
     namespace: String,
-    /// JSON file {"<node>": "<SHA-256 of its join token, in hex>"}. Read again when it changes.
-    #[arg(long, env = "CULVERT_JOIN_TOKENS", value_name = "FILE")]
-    join_tokens: PathBuf,
     /// How long a workload's certificate lasts; proxies renew at 70 % of it.
     #[arg(
         long,
@@ -73,6 +74,11 @@ pub struct Args {
     /// Your own trust anchors in PEM, instead of one of control's making.
     #[arg(long, env = "CULVERT_TRUST_ANCHORS", value_name = "FILE")]
     trust_anchors: Option<PathBuf>,
+    /// Directory of a Secret with your own issuer: tls.crt, tls.key and ca.crt, as cert-manager writes
+    /// them, or crt.pem and key.pem. Read again when it changes. Without --trust-anchors its ca.crt
+    /// is taken.
+    #[arg(long, env = "CULVERT_ISSUER", value_name = "DIR")]
+    issuer: Option<PathBuf>,
     /// Your own issuer's certificate in PEM; needs --trust-anchors and --issuer-key.
     #[arg(long, env = "CULVERT_ISSUER_CERTIFICATE", value_name = "FILE")]
     issuer_certificate: Option<PathBuf>,
@@ -89,18 +95,14 @@ pub struct Args {
 /// What control is to do.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The directory that is the cluster.
-    pub manifests: PathBuf,
+    /// Whose control plane it is.
+    pub cluster: Cluster,
     /// Where to serve gRPC.
     pub listen: SocketAddr,
     /// Where to serve metrics and readiness.
     pub admin: SocketAddr,
-    /// Where to keep the authority and the reports.
-    pub state_dir: PathBuf,
     /// The identities.
     pub domain: IdentityDomain,
-    /// The hashes of the nodes' tokens.
-    pub join_tokens: PathBuf,
     /// How long a leaf lasts.
     pub issuance_lifetime: Duration,
     /// The user's own authority, instead of one in the state directory.
@@ -126,24 +128,29 @@ impl TryFrom<Args> for Config {
         let trust_domain = mistakes.take(dns("--trust-domain", &args.trust_domain));
         let namespace = mistakes.take(dns("--namespace", &args.namespace));
         let authority = mistakes.take(authority(&args));
+        let cluster = mistakes.take(Cluster::of(args.cluster));
+        if let (Some(Cluster::Kubernetes(_)), Some(None)) = (&cluster, &authority) {
+            mistakes.0.push(NO_ISSUER.to_owned());
+            return Err(mistakes);
+        }
         let (Some(listen), Some(admin), Some(issuance_lifetime), Some(authority)) =
             (listen, admin, lifetime, authority)
         else {
             return Err(mistakes);
         };
-        let (Some(trust_domain), Some(control_namespace)) = (trust_domain, namespace) else {
+        let (Some(trust_domain), Some(control_namespace), Some(cluster)) =
+            (trust_domain, namespace, cluster)
+        else {
             return Err(mistakes);
         };
         Ok(Self {
-            manifests: args.manifests,
+            cluster,
             listen,
             admin,
-            state_dir: args.state_dir,
             domain: IdentityDomain {
                 trust_domain,
                 control_namespace,
             },
-            join_tokens: args.join_tokens,
             issuance_lifetime,
             authority,
             max_subscriptions: args.max_subscriptions,
@@ -183,22 +190,26 @@ fn dns(flag: &str, text: &str) -> Result<String, String> {
 }
 
 fn authority(args: &Args) -> Result<Option<GivenFiles>, String> {
-    match (
-        &args.trust_anchors,
-        &args.issuer_certificate,
-        &args.issuer_key,
-    ) {
-        (None, None, None) => Ok(None),
-        (Some(anchors), Some(issuer), Some(key)) => Ok(Some(GivenFiles {
-            anchors: anchors.clone(),
-            issuer: issuer.clone(),
+    let (certificate, key) = (&args.issuer_certificate, &args.issuer_key);
+    let issuer = match (&args.issuer, certificate, key) {
+        (Some(dir), None, None) => IssuerFiles::Dir(dir.clone()),
+        (None, Some(certificate), Some(key)) if args.trust_anchors.is_some() => IssuerFiles::Pair {
+            certificate: certificate.clone(),
             key: key.clone(),
-        })),
-        _ => Err(
-            "--trust-anchors, --issuer-certificate and --issuer-key: give all three or none"
-                .to_owned(),
-        ),
-    }
+        },
+        (None, None, None) if args.trust_anchors.is_none() => return Ok(None),
+        _ => {
+            return Err(
+                "--issuer DIR, or --trust-anchors, --issuer-certificate and --issuer-key together: \
+                 give one of both, or none"
+                    .to_owned(),
+            );
+        }
+    };
+    Ok(Some(GivenFiles {
+        anchors: args.trust_anchors.clone(),
+        issuer,
+    }))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Destinations and policies, on demand: one stream per node.
 
+mod kept;
 mod progress;
 mod stream;
 mod subscriptions;
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+pub use self::kept::Kept;
 use self::progress::Streams;
 use crate::{
     index::{Applied, Index, Refused, Report, View},
@@ -34,12 +36,16 @@ pub struct Discovery {
     shared: Shared,
 }
 
+/// What the nodes know of what they were told.
+#[derive(Clone)]
+pub struct Acknowledged(Shared);
+
 /// What the discovery service is made of.
 pub struct Parts {
     /// The index that it serves.
     pub index: Arc<Mutex<Index>>,
-    /// The revision of the reports that is kept on disk.
-    pub kept: watch::Receiver<u64>,
+    /// Which reports are kept, so that a restart knows them.
+    pub kept: Kept,
     /// Becomes true when control stops.
     pub stopping: watch::Receiver<bool>,
     /// Tells nodes by their tokens.
@@ -48,6 +54,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// How many destinations and policies one stream of a node may follow.
     pub max_subscriptions: usize,
+    /// Who signs certificates, by the SHA-256 of its certificate.
+    pub issuer: watch::Receiver<Vec<u8>>,
 }
 
 /// What all streams share.
@@ -55,12 +63,13 @@ pub struct Parts {
 struct Shared {
     index: Arc<Mutex<Index>>,
     views: watch::Receiver<Arc<View>>,
-    kept: watch::Receiver<u64>,
+    kept: Kept,
     stopping: watch::Receiver<bool>,
     streams: Streams,
     authenticator: Authenticator,
     metrics: Metrics,
     max_subscriptions: usize,
+    issuer: watch::Receiver<Vec<u8>>,
 }
 
 // === impl Discovery ===
@@ -82,8 +91,30 @@ impl Discovery {
             authenticator: parts.authenticator,
             metrics: parts.metrics,
             max_subscriptions: parts.max_subscriptions,
+            issuer: parts.issuer,
         };
         Self { shared }
+    }
+
+    /// What the nodes know of what they were told.
+    pub fn acknowledged(&self) -> Acknowledged {
+        Acknowledged(self.shared.clone())
+    }
+}
+
+impl Acknowledged {
+    /// Waits until the nodes at the streams know a version of the view, but not for long.
+    pub async fn known(&self, version: u64) {
+        let laggards = self.0.streams.known(version, &[], |_| false).await;
+        if laggards > 0 {
+            tracing::warn!(laggards, "Nodes did not acknowledge what changed");
+        }
+    }
+}
+
+impl fmt::Debug for Acknowledged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acknowledged").finish_non_exhaustive()
     }
 }
 
@@ -101,7 +132,7 @@ impl discovery_server::Discovery for Discovery {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let caller = self.shared.authenticator.admit(&request)?;
+        let caller = self.shared.authenticator.admit(&request).await?;
         let (messages, receiver) = mpsc::channel(stream::QUEUE);
         let (end, ended) = oneshot::channel();
         let outbound = stream::Outbound { messages, end };
@@ -132,17 +163,23 @@ impl Shared {
         self.index().report(node, report)
     }
 
-    /// Waits until the reports of `revision` are on disk, and the nodes know what they say of a
-    /// pod. Answers how many don't.
+    /// Waits until the report of a pod is kept, and the nodes know what it says. Answers how many
+    /// don't, with other replicas of control.
     async fn told(&self, uid: &PodUid, revision: u64) -> usize {
-        // An error says that control is stopping.
-        let _ = self.kept.clone().wait_for(|kept| *kept >= revision).await;
-        let version = self.index().version_of(uid);
-        let (tokens, view) = (
-            self.authenticator.tokens(),
-            Arc::clone(&self.views.borrow()),
-        );
-        let nodes: Vec<_> = tokens.nodes().collect();
+        self.kept.kept(uid, revision).await;
+        let (version, object) = {
+            let index = self.index();
+            (index.version_of(uid), index.object_version_of(uid))
+        };
+        let (own, others) = tokio::join!(self.known(version), self.kept.others_know(object));
+        own + others
+    }
+
+    /// Waits until the nodes at this replica know `version`. Answers how many don't.
+    async fn known(&self, version: u64) -> usize {
+        let view = Arc::clone(&self.views.borrow());
+        let nodes = self.authenticator.nodes(&view);
+        let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
         let dials = |node: &str| view.has_pods(node);
         self.streams.known(version, &nodes, dials).await
     }

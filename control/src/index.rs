@@ -7,6 +7,9 @@
 
 mod addresses;
 mod build;
+mod conditions;
+mod endpoints;
+mod made;
 mod policy;
 mod ports;
 mod reports;
@@ -19,8 +22,10 @@ use culvert_api::workload::PodUid;
 use culvert_manifests::Objects;
 use tokio::sync::watch;
 
+use self::{conditions::Conditions, made::Made};
 pub use self::{
-    reports::{Known, Report, Reporter, Reports, Stale},
+    conditions::{Seen, Unwritten, Write},
+    reports::{Condition, Known, Report, Reporter, Reports, Stale},
     topology::{Place, Traffic},
     view::{Destination, Peer, Pod, Service, View},
 };
@@ -33,6 +38,10 @@ pub struct Index {
     /// Those that say meshed, on disk as well as now: only they are told to peers.
     told: Reports,
     view: watch::Sender<Arc<View>>,
+    /// Where the reports are kept, if that is not a file.
+    conditions: Option<Conditions>,
+    /// What the view was made of.
+    made: Made,
 }
 
 /// A report is taken.
@@ -78,12 +87,33 @@ impl Index {
             told: reports.clone(),
             reports: watch::Sender::new(Arc::new(reports)),
             view: watch::Sender::default(),
+            conditions: None,
+            made: Made::default(),
+        }
+    }
+
+    /// An index without objects, whose reports are kept in the conditions of pods.
+    pub fn of_conditions() -> Self {
+        Self {
+            conditions: Some(Conditions::default()),
+            ..Self::new(Reports::default())
         }
     }
 
     /// Replaces all objects.
     pub fn reset(&mut self, objects: Arc<Objects>) {
         self.objects = objects;
+        match self.conditions.take() {
+            None => self.follow(),
+            Some(conditions) => self.conditions = Some(self.observe(conditions)),
+        }
+        self.rebuild();
+        if let Some(conditions) = &mut self.conditions {
+            conditions.viewed(self.view.borrow().version);
+        }
+    }
+
+    fn follow(&mut self) {
         self.reports.send_if_modified(|reports| {
             let followed = reports.followed(&self.objects);
             followed
@@ -93,7 +123,15 @@ impl Index {
         if let Some(told) = self.told.followed(&self.objects) {
             self.told = told;
         }
-        self.rebuild();
+    }
+
+    fn observe(&mut self, mut conditions: Conditions) -> Conditions {
+        let next = self.view.borrow().version + 1;
+        self.reports.send_modify(|reports| {
+            conditions.reset(&self.objects, Arc::make_mut(reports), next);
+        });
+        self.told = conditions.steered().told_after(&self.told, next);
+        conditions
     }
 
     /// Tells peers of `reports`, which are on disk: a restart tells them the same.
@@ -141,6 +179,9 @@ impl Index {
 
     fn keep(&mut self, uid: &PodUid, known: Option<Known>) {
         let Some(known) = known else { return };
+        if let Some(conditions) = &self.conditions {
+            conditions.report(uid, &known);
+        }
         self.reports.send_modify(|reports| {
             Arc::make_mut(reports).insert(uid.clone(), known);
         });
@@ -155,6 +196,32 @@ impl Index {
     /// All reports, to be kept for the next run.
     pub fn reports(&self) -> watch::Receiver<Arc<Reports>> {
         self.reports.subscribe()
+    }
+
+    /// The reports that are to be written into conditions; none where they are kept in a file.
+    pub fn unwritten(&self) -> watch::Receiver<Arc<Unwritten>> {
+        let conditions = self.conditions.as_ref();
+        conditions.map_or_else(|| watch::channel(Arc::default()).1, Conditions::unwritten)
+    }
+
+    /// How new the objects are, as Kubernetes counts; none where they are from a directory.
+    pub fn seen(&self) -> Option<watch::Receiver<Seen>> {
+        self.conditions.as_ref().map(Conditions::seen)
+    }
+
+    /// The version of a pod's object that every replica of control comes to see; 0: none is to be
+    /// waited for.
+    pub fn object_version_of(&self, uid: &PodUid) -> u64 {
+        let conditions = self.conditions.as_ref();
+        conditions.map_or(0, |conditions| conditions.version_of(uid))
+    }
+
+    /// The condition of a pod has a report since this version of the pod. It counts once it is
+    /// seen there.
+    pub fn condition_written(&self, uid: &PodUid, known: &Known, version: u64) {
+        if let Some(conditions) = &self.conditions {
+            conditions.written(uid, known, version);
+        }
     }
 
     fn pod_of(&self, node: &str, uid: &PodUid) -> Result<Arc<Pod>, Refused> {
@@ -175,7 +242,9 @@ impl Index {
     fn rebuild(&mut self) {
         self.told.cut(&self.reports.borrow());
         self.view.send_if_modified(|view| {
-            let next = build::view(&self.objects, &self.told, view);
+            let admitted = self.conditions.is_some();
+            let made = &mut self.made;
+            let next = build::view(&self.objects, &self.told, view, admitted, made);
             let modified = next.differs(view);
             if modified {
                 *view = Arc::new(next);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The control plane: destinations, policies and identities over gRPC, from a directory of
-//! manifests.
+//! manifests or from Kubernetes.
 //!
 //! ```text
-//! manifests ──reset──▶ index ──view──▶ discovery ◀──stream──▶ node proxies
+//! objects   ──reset──▶ index ──view──▶ discovery ◀──stream──▶ node proxies
 //!                        ▲                 │
 //!                        └─────report──────┘        identity ◀──certify── node proxies
 //! ```
@@ -18,11 +18,14 @@ pub mod discovery;
 pub mod identity;
 pub mod index;
 pub mod metrics;
+pub mod notices;
 pub mod tokens;
 
 mod accept;
 mod file;
+mod ground;
 mod keep;
+mod kubernetes;
 mod objects;
 mod server;
 mod serving;

@@ -18,7 +18,8 @@ fn main() -> ExitCode {
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = %log::with_causes(error.as_ref()), "Control failed");
+            let error = log::with_causes(error.as_ref());
+            tracing::error!(error, "Control failed");
             ExitCode::FAILURE
         }
     }

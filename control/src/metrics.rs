@@ -2,9 +2,12 @@
 //! What control counts.
 
 use culvert_api::grpc::v1::watch_response::Kind;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
-use crate::index::{Applied, Refused};
+use crate::{
+    ca::CertificateMetrics,
+    index::{Applied, Refused},
+};
 
 /// What control counts. Clones share it.
 #[derive(Clone, Debug)]
@@ -19,9 +22,7 @@ pub struct Metrics {
     pub manifest_problems: IntGauge,
     /// What the objects ask for and this release refuses.
     pub refusals: IntGauge,
-    /// Seconds until the issuer's certificate ends.
-    pub issuer_cert_ttl: IntGauge,
-    /// Reports that could not be kept on disk.
+    /// Reports that could not be kept, on disk or in their pods.
     pub keep_errors: IntCounter,
     /// Streams of nodes that share no version with control.
     pub version_mismatches: IntCounter,
@@ -33,6 +34,24 @@ pub struct Metrics {
     reports: IntCounterVec,
     certify: IntCounterVec,
     handshakes: IntCounterVec,
+    token_reviews: IntCounterVec,
+    /// What is counted of keys and certificates.
+    pub certificates: CertificateMetrics,
+    watches: Watches,
+    /// Failures to renew this replica's Lease.
+    pub lease_errors: IntCounter,
+    /// Nodes and replicas that did not acknowledge a report in time.
+    pub laggards: IntCounter,
+    replicas: IntGauge,
+}
+
+/// How the watches of Kubernetes are, by kind.
+#[derive(Clone, Debug)]
+struct Watches {
+    failing: IntGaugeVec,
+    lists: IntGaugeVec,
+    failures: IntGaugeVec,
+    unreadable: IntGaugeVec,
 }
 
 /// What one stream adds to a gauge. Dropping it takes that away again.
@@ -73,10 +92,7 @@ impl Metrics {
                 "culvert_control_refusals",
                 "Things that objects ask for and this release refuses",
             )?,
-            issuer_cert_ttl: gauge(
-                "issuer_cert_ttl_seconds",
-                "Seconds until the issuer's certificate ends",
-            )?,
+            certificates: CertificateMetrics::register(registry)?,
             version_mismatches: counter(
                 "culvert_control_version_mismatches_total",
                 "Streams that were refused because node and control share no version",
@@ -87,7 +103,7 @@ impl Metrics {
             )?,
             keep_errors: counter(
                 "culvert_control_keep_errors_total",
-                "Failures to keep the nodes' reports on disk",
+                "Failures to keep the nodes' reports, on disk or in their pods",
             )?,
             connections: gauge("culvert_control_connections", "Open TLS connections")?,
             updates: family(
@@ -105,12 +121,61 @@ impl Metrics {
                 "Requests for certificates",
                 "result",
             )?,
+            token_reviews: family(
+                "culvert_control_token_reviews_total",
+                "Tokens of nodes that the API server was asked of",
+                "result",
+            )?,
             handshakes: family(
                 "culvert_control_handshakes_total",
                 "TLS handshakes",
                 "result",
             )?,
+            watches: Watches::register(registry)?,
+            lease_errors: counter(
+                "culvert_control_lease_errors_total",
+                "Failures to renew the Lease of this replica",
+            )?,
+            laggards: counter(
+                "culvert_control_laggards_total",
+                "Nodes and replicas that did not acknowledge a report in time",
+            )?,
+            replicas: gauge(
+                "culvert_control_replicas",
+                "Replicas of control that live, as this one knows them",
+            )?,
         })
+    }
+
+    /// How the watch of a kind of Kubernetes' objects is: since the start it listed and failed so
+    /// often.
+    pub fn watch(&self, kind: &str, failing: bool, lists: u64, failures: u64) {
+        let whole = |number| i64::try_from(number).unwrap_or(i64::MAX);
+        let watches = &self.watches;
+        watches
+            .failing
+            .with_label_values(&[kind])
+            .set(failing.into());
+        watches.lists.with_label_values(&[kind]).set(whole(lists));
+        watches
+            .failures
+            .with_label_values(&[kind])
+            .set(whole(failures));
+    }
+
+    /// So many replicas live.
+    pub fn set_replicas(&self, replicas: usize) {
+        self.replicas
+            .set(i64::try_from(replicas).unwrap_or(i64::MAX));
+    }
+
+    /// So many objects of a kind can't be read.
+    pub fn unreadable(&self, kind: &str, objects: usize) {
+        let objects = i64::try_from(objects).unwrap_or(i64::MAX);
+        self.watches
+            .unreadable
+            .with_label_values(&[kind])
+            .set(objects);
     }
 
     /// A message goes to a node.
@@ -120,6 +185,7 @@ impl Metrics {
             Kind::Destination(_) => "destination",
             Kind::Policy(_) => "policy",
             Kind::Reported(_) => "reported",
+            Kind::Issuer(_) => "issuer",
         };
         self.updates.with_label_values(&[label]).inc();
     }
@@ -147,9 +213,43 @@ impl Metrics {
         self.certify.with_label_values(&[label]).inc();
     }
 
+    /// The API server was asked of a token: `authenticated`, `denied` or `failed`.
+    pub fn token_reviewed(&self, result: &'static str) {
+        self.token_reviews.with_label_values(&[result]).inc();
+    }
+
     /// A TLS handshake ended: `ok`, `failed`, `timeout` or `refused`.
     pub fn handshake(&self, result: &'static str) {
         self.handshakes.with_label_values(&[result]).inc();
+    }
+}
+
+// === impl Watches ===
+
+impl Watches {
+    fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let family = |name: &str, help: &str| {
+            let family = IntGaugeVec::new(Opts::new(name, help), &["kind"])?;
+            registered(registry, family)
+        };
+        Ok(Self {
+            failing: family(
+                "culvert_control_watch_failing",
+                "1 while the watch of a kind of Kubernetes' objects does not go on",
+            )?,
+            lists: family(
+                "culvert_control_watch_lists",
+                "How often all objects of a kind were listed since the start",
+            )?,
+            failures: family(
+                "culvert_control_watch_failures",
+                "How often the watch of a kind failed since the start",
+            )?,
+            unreadable: family(
+                "culvert_control_unreadable_objects",
+                "Objects of a kind that this release can't read",
+            )?,
+        })
     }
 }
 

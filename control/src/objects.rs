@@ -31,6 +31,14 @@ pub(crate) struct Follower {
     pub(crate) metrics: Metrics,
 }
 
+/// Objects on their way into the index, and what it refuses of them.
+pub(crate) struct Arrivals {
+    index: Arc<Mutex<Index>>,
+    views: watch::Receiver<Arc<View>>,
+    refused: BTreeSet<String>,
+    metrics: Metrics,
+}
+
 // === impl Follower ===
 
 impl Follower {
@@ -38,46 +46,25 @@ impl Follower {
         let source = open(&self.dir).await;
         let mut objects = source.objects();
         let mut problems = source.problems();
-        let mut views = self
-            .index
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .view();
-        let (mut known, mut refused) = (Arc::new(Vec::new()), BTreeSet::new());
-        self.reset(&mut objects);
+        let mut known = Arc::new(Vec::new());
+        let mut arrivals = Arrivals::new(Arc::clone(&self.index), self.metrics.clone());
+        arrivals.reset(&mut objects);
         tracing::info!(manifests.dir = %self.dir.display(), "Read the manifests for the first time");
         self.readiness.done(PENDING);
         self.loaded.send_replace(true);
         problems.mark_changed();
-        views.mark_changed();
         loop {
             tokio::select! {
                 changed = objects.changed() => match changed {
-                    Ok(()) => self.reset(&mut objects),
+                    Ok(()) => arrivals.reset(&mut objects),
                     Err(_) => return,
                 },
                 Ok(()) = problems.changed() => {
                     known = self.note_problems(&known, &problems.borrow_and_update());
                 }
-                Ok(()) = views.changed() => {
-                    refused = self.note_refusals(&refused, &views.borrow_and_update());
-                }
+                () = arrivals.refused() => {}
             }
         }
-    }
-
-    fn reset(&self, objects: &mut watch::Receiver<Arc<Objects>>) {
-        let objects = Arc::clone(&objects.borrow_and_update());
-        tracing::debug!(
-            pods = objects.pods.len(),
-            services = objects.services.len(),
-            namespaces = objects.namespaces.len(),
-            "Read the manifests"
-        );
-        self.index
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .reset(objects);
     }
 
     fn note_problems(&self, known: &[Problem], now: &Arc<Vec<Problem>>) -> Arc<Vec<Problem>> {
@@ -90,13 +77,47 @@ impl Follower {
         }
         Arc::clone(now)
     }
+}
 
-    fn note_refusals(&self, known: &BTreeSet<String>, view: &View) -> BTreeSet<String> {
+// === impl Arrivals ===
+
+impl Arrivals {
+    pub(crate) fn new(index: Arc<Mutex<Index>>, metrics: Metrics) -> Self {
+        let mut views = index.lock().unwrap_or_else(PoisonError::into_inner).view();
+        views.mark_changed();
+        Self {
+            index,
+            views,
+            refused: BTreeSet::new(),
+            metrics,
+        }
+    }
+
+    pub(crate) fn reset(&self, objects: &mut watch::Receiver<Arc<Objects>>) {
+        let objects = Arc::clone(&objects.borrow_and_update());
+        tracing::debug!(
+            pods = objects.pods.len(),
+            services = objects.services.len(),
+            namespaces = objects.namespaces.len(),
+            "Took new objects"
+        );
+        self.index
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .reset(objects);
+    }
+
+    /// Waits for a new view, and says what is refused since.
+    pub(crate) async fn refused(&mut self) {
+        if self.views.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        let view = Arc::clone(&self.views.borrow_and_update());
         self.metrics.refusals.set(count(view.refusals.len()));
-        for refusal in view.refusals.difference(known) {
+        for refusal in view.refusals.difference(&self.refused) {
             tracing::error!(refusal, "Refused what an object asks for");
         }
-        view.refusals.clone()
+        self.refused = view.refusals.clone();
     }
 }
 

@@ -2,7 +2,9 @@
 //! Control as its nodes see it: over TLS on loopback, with the real gRPC client.
 
 mod cluster;
+mod kubernetes;
 mod recorded;
+mod rotation;
 
 use std::time::Duration;
 
@@ -206,8 +208,8 @@ async fn policies_follow_the_annotations_of_the_nodes_own_pods() {
         other => panic!("not a policy: {other:?}"),
     };
     assert!(!strict(own.next().await));
-    let annotated = "annotations: {culvert.io/default-inbound-policy: all-authenticated}, uid: ";
-    cluster.write("a.yaml", &pod.replace("uid: ", annotated));
+    let annotated = "annotations: {culvert.io/default-inbound-policy: all-authenticated, ";
+    cluster.write("a.yaml", &pod.replace("annotations: {", annotated));
     assert!(strict(own.next().await));
     other.send(report("a", 1, true)).await;
     other.nothing_within(Duration::from_millis(300)).await;

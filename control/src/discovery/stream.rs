@@ -40,8 +40,8 @@ const HELLO: Duration = Duration::from_secs(10);
 /// nothing.
 const ASK: Duration = Duration::from_millis(500);
 
-/// The sequence of the Hello.
-const FIRST: u64 = 1;
+/// The sequence of what control says unasked at the beginning: Hello, and who signs.
+const GREETING: u64 = 2;
 
 /// How many reports may wait at once, for their pods' objects or for other nodes.
 const MAX_REPORTS: usize = 4096;
@@ -65,6 +65,7 @@ struct Stream {
     outdated: BTreeMap<PodUid, Report>,
     /// Changes when a stream ended.
     ended: watch::Receiver<()>,
+    issuer: watch::Receiver<Vec<u8>>,
     /// What its reports are known by while it lives; to be dropped before its place is.
     token: Arc<()>,
     reported: (mpsc::Sender<v1::Reported>, mpsc::Receiver<v1::Reported>),
@@ -138,7 +139,9 @@ impl Stream {
         let view = Arc::clone(&views.borrow_and_update());
         let ended = shared.streams.ended();
         let place = shared.streams.enter(&caller.node);
+        let issuer = shared.issuer.clone();
         Self {
+            issuer,
             subscribed: Share::of(&shared.metrics.subscriptions),
             shared,
             caller,
@@ -161,6 +164,7 @@ impl Stream {
 
     async fn run(&mut self, mut inbound: Streaming<WatchRequest>) -> Result<(), Status> {
         self.send(Kind::Hello(VERSIONS.into())).await?;
+        self.say_issuer().await?;
         let mut stopping = pin!(until(self.shared.stopping.clone()));
         let mut ask = pin!(sleep(ASK));
         let cut = Arc::clone(&self.place.cut);
@@ -171,9 +175,10 @@ impl Stream {
                     None => return Ok(()),
                 },
                 Ok(()) = self.views.changed() => self.catch_up().await?,
+                Ok(()) = self.issuer.changed() => self.say_issuer().await?,
                 Ok(()) = self.ended.changed() => self.report_outdated()?,
                 () = &mut ask, if !ask.is_elapsed() => {
-                    if self.sequence == FIRST {
+                    if self.sequence == GREETING {
                         self.caught_up();
                     }
                 }
@@ -191,6 +196,11 @@ impl Stream {
                 }
             }
         }
+    }
+
+    async fn say_issuer(&mut self) -> Result<(), Status> {
+        let fingerprint = self.issuer.borrow_and_update().clone();
+        self.send(Kind::Issuer(v1::Issuer { fingerprint })).await
     }
 
     async fn received(&mut self, message: WatchRequest) -> Result<(), Status> {
@@ -230,7 +240,7 @@ impl Stream {
     /// A proxy says all that it wants before it acknowledges an answer: the first one comes when
     /// everything was asked.
     fn acknowledged(&mut self, sequence: u64) {
-        if sequence > FIRST {
+        if sequence > GREETING {
             self.caught_up();
         }
         self.place.acknowledged(sequence);
@@ -239,7 +249,7 @@ impl Stream {
     /// The node knows all once it acknowledged what was sent so far.
     fn caught_up(&mut self) {
         if std::mem::take(&mut self.behind) {
-            let sent = Some(self.sequence).filter(|sent| *sent > FIRST);
+            let sent = Some(self.sequence).filter(|sent| *sent > GREETING);
             self.place.told(self.view.version, sent);
         }
     }
@@ -311,13 +321,20 @@ impl Stream {
                 tracing::warn!(pod.uid = %report.uid, %error, "An old report waits for the end of the newer one's stream");
                 keep(&mut self.outdated, report)
             }
-            Err(error @ Refused::OtherNode { .. }) => {
-                tracing::warn!(node.name = self.caller.node, %error, "Refused a report");
+            Err(refused) => {
+                self.log(&report, &refused);
                 Ok(())
             }
-            Err(Refused::Stale(error)) => {
+        }
+    }
+
+    fn log(&self, report: &Report, refused: &Refused) {
+        match refused {
+            Refused::Stale(error) => {
                 tracing::warn!(pod.uid = %report.uid, %error, "Ignored an old report");
-                Ok(())
+            }
+            error => {
+                tracing::warn!(node.name = self.caller.node, %error, "Refused a report");
             }
         }
     }
@@ -343,6 +360,7 @@ impl Stream {
                 () = ended.closed() => return,
             };
             if laggards > 0 {
+                shared.metrics.laggards.inc_by(count(laggards));
                 tracing::warn!(pod.uid = %report.uid, laggards, "Nodes did not acknowledge a report");
             }
             permit.send(v1::Reported {
@@ -388,6 +406,10 @@ impl Stream {
             Err(_) => Err(Status::resource_exhausted("the node did not read for 20 s")),
         }
     }
+}
+
+fn count(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
 }
 
 fn keep(waiting: &mut BTreeMap<PodUid, Report>, report: Report) -> Result<(), Status> {

@@ -15,34 +15,65 @@ use culvert_api::{
 };
 use culvert_manifests::{NamespacedName, Objects};
 use k8s_openapi::{
-    api::core::v1::{self, PodStatus, ServicePort, ServiceSpec},
+    api::core::v1::{self, ServicePort, ServiceSpec},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 
 use super::{
-    Reports, addresses, policy,
+    Reports, addresses, endpoints,
+    made::{Made, Of},
+    policy,
     ports::{self, Owner},
     topology::Traffic,
     view::{Peer, Pod, Service, View},
 };
 
 /// A pod object with what was made of it.
-struct Entry<'a> {
-    object: &'a v1::Pod,
-    pod: Arc<Pod>,
+pub(super) struct Entry<'a> {
+    pub(super) object: &'a v1::Pod,
+    pub(super) pod: Arc<Pod>,
 }
 
-type Entries<'a> = BTreeMap<&'a NamespacedName, Entry<'a>>;
+/// All that pods are made of.
+struct PodSource<'a> {
+    objects: &'a Objects,
+    reports: &'a Reports,
+    old: &'a View,
+    zones: &'a HashMap<String, String>,
+    admitted: bool,
+}
 
-/// Makes the view that follows `old`.
-pub(super) fn view(objects: &Objects, reports: &Reports, old: &View) -> View {
+pub(super) type Entries<'a> = BTreeMap<&'a NamespacedName, Entry<'a>>;
+
+/// The annotation of a pod that a kubelet made of a file,
+/// <https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// Makes the view that follows `old`. `admitted`: Kubernetes gave each pod its ServiceAccount.
+/// `made` has what `old` was made of.
+pub(super) fn view(
+    objects: &Objects,
+    reports: &Reports,
+    old: &View,
+    admitted: bool,
+    made: &mut Made,
+) -> View {
     let mut refusals = BTreeSet::new();
     let zones = zones(objects);
-    let entries = entries(objects, reports, old, &zones, &mut refusals);
-    let services = services(objects, &entries, old, &mut refusals);
+    let source = PodSource {
+        objects,
+        reports,
+        old,
+        zones: &zones,
+        admitted,
+    };
+    let entries = source.entries(made, &mut refusals);
+    let addresses = by_address(&entries);
+    let source = endpoints::Source::new(objects, &entries, &addresses, &zones, &mut refusals);
+    let services = services(objects, &source, old, &mut refusals);
     View {
         version: old.version + 1,
-        addresses: by_address(&entries),
+        addresses,
         pods: by_uid(&entries),
         services,
         refusals,
@@ -58,51 +89,73 @@ fn virtual_ips(objects: &Objects) -> HashSet<IpAddr> {
 
 /// The zones of the nodes that say theirs.
 fn zones(objects: &Objects) -> HashMap<String, String> {
-    let zone = |(name, node): (&String, &v1::Node)| {
+    let zone = |(name, node): (&String, &Arc<v1::Node>)| {
         let zone = node.metadata.labels.as_ref()?.get(ZONE_LABEL)?;
         (!zone.is_empty()).then(|| (name.clone(), zone.clone()))
     };
     objects.nodes.iter().filter_map(zone).collect()
 }
 
-fn entries<'a>(
-    objects: &'a Objects,
-    reports: &Reports,
-    old: &View,
-    zones: &HashMap<String, String>,
-    refusals: &mut BTreeSet<String>,
-) -> Entries<'a> {
-    let mut entries = Entries::new();
-    for (key, object) in &objects.pods {
-        let Some(uid) = object.metadata.uid.clone().map(PodUid) else {
-            refusals.insert(format!(
-                "Pod {}/{} has no uid and is left out",
-                key.0, key.1
-            ));
-            continue;
-        };
-        let owner = owner_of("Pod", objects, key, &object.metadata);
+// === impl PodSource ===
+
+impl<'a> PodSource<'a> {
+    fn entries(&self, made: &mut Made, refusals: &mut BTreeSet<String>) -> Entries<'a> {
+        let mut next = Made::with_capacity(self.objects.pods.len());
+        let mut entries = Vec::with_capacity(self.objects.pods.len());
+        for (key, object) in &self.objects.pods {
+            let Some(uid) = object.metadata.uid.clone().map(PodUid) else {
+                refusals.insert(format!(
+                    "Pod {}/{} has no uid and is left out",
+                    key.0, key.1
+                ));
+                continue;
+            };
+            let of = self.of(key, object, &uid);
+            let pod = made.pod(&mut next, of, refusals, |of, refusals| {
+                self.pod(key, uid, of, refusals)
+            });
+            entries.push((key, Entry { object, pod }));
+        }
+        *made = next;
+        // Sorted as they are, they make the map without a search for each.
+        entries.into_iter().collect()
+    }
+
+    fn of(&self, key: &NamespacedName, object: &Arc<v1::Pod>, uid: &PodUid) -> Of {
+        let node = object.spec.as_ref().and_then(|it| it.node_name.as_ref());
+        Of {
+            object: Arc::clone(object),
+            namespace: self.objects.namespaces.get(&key.0).cloned(),
+            zone: node.and_then(|node| self.zones.get(node)).cloned(),
+            meshed: !is_host_network(object) && self.reports.meshed(uid),
+        }
+    }
+
+    fn pod(
+        &self,
+        key: &NamespacedName,
+        uid: PodUid,
+        of: &Of,
+        refusals: &mut BTreeSet<String>,
+    ) -> Arc<Pod> {
+        let object = &*of.object;
+        let owner = owner_of("Pod", self.objects, key, &object.metadata);
         let ports = ports::of_pod(&owner, object.spec.as_ref(), refusals);
         let policy = InboundPolicy {
             ports,
             ..policy(&owner, refusals)
         };
-        let zone = |node: &String| zones.get(node).cloned();
         let peer = Peer {
             ports: Arc::new(policy.ports.clone()),
-            ..peer(key, object, &uid, reports)
+            zone: of.zone.clone(),
+            meshed: of.meshed,
+            ..peer(key, object, &uid, self.admitted)
         };
-        let peer = reuse_peer(
-            old,
-            Peer {
-                zone: zone(&peer.node),
-                ..peer
-            },
-        );
-        let pod = reuse(&old.pods, &uid, pod(object, peer, policy));
-        entries.insert(key, Entry { object, pod });
+        let peer = reuse_peer(self.old, peer);
+        let opted_in =
+            !is_host_network(object) && policy::opts_in(owner.annotations, owner.namespace);
+        reuse(&self.old.pods, &uid, pod(object, peer, policy, opted_in))
     }
-    entries
 }
 
 fn owner_of<'a>(
@@ -147,23 +200,20 @@ fn unknown_access_log((namespace, name): &NamespacedName, value: &str) -> String
 fn unknown_policy((namespace, name): &NamespacedName, value: &str) -> String {
     format!(
         "Pod {namespace}/{name} asks for the inbound policy {value:?}, expected \
-         all-unauthenticated or all-authenticated; it gets all-authenticated"
+         all-unauthenticated, all-authenticated, audit or deny; it gets all-authenticated"
     )
 }
 
-fn peer(key: &NamespacedName, object: &v1::Pod, uid: &PodUid, reports: &Reports) -> Peer {
+/// Apart from its ports and its zone, and unmeshed.
+fn peer(key: &NamespacedName, object: &v1::Pod, uid: &PodUid, admitted: bool) -> Peer {
     let (owner_kind, owner_name) = owner(&object.metadata, &key.1);
     let spec = object.spec.as_ref();
-    let account = spec.and_then(|spec| {
-        let deprecated = spec.service_account.as_ref();
-        spec.service_account_name.as_ref().or(deprecated).cloned()
-    });
     Peer {
         workload: Workload {
             uid: uid.clone(),
             namespace: key.0.clone(),
             name: key.1.clone(),
-            service_account: account.unwrap_or_else(|| "default".to_owned()),
+            service_account: account(object, admitted).unwrap_or_default(),
             owner_kind,
             owner_name,
         },
@@ -171,9 +221,25 @@ fn peer(key: &NamespacedName, object: &v1::Pod, uid: &PodUid, reports: &Reports)
             .and_then(|spec| spec.node_name.clone())
             .unwrap_or_default(),
         zone: None,
-        meshed: !is_host_network(object) && reports.meshed(uid),
+        meshed: false,
         ports: Arc::default(),
     }
+}
+
+/// The ServiceAccount of a pod. On Kubernetes each pod has one once it is `admitted`, apart from
+/// those that a kubelet makes of its files, in whatever namespace it likes: they are nobody.
+/// A directory's pods have `default` by default, as if they were.
+fn account(pod: &v1::Pod, admitted: bool) -> Option<String> {
+    let annotations = pod.metadata.annotations.as_ref();
+    if annotations.is_some_and(|all| all.contains_key(MIRROR)) {
+        return None;
+    }
+    let spec = pod.spec.as_ref();
+    let named = spec.and_then(|spec| {
+        let deprecated = spec.service_account.as_ref();
+        spec.service_account_name.as_ref().or(deprecated).cloned()
+    });
+    named.or_else(|| (!admitted).then(|| "default".to_owned()))
 }
 
 /// What runs the pod: a Deployment rather than its ReplicaSet, as in Linkerd.
@@ -196,11 +262,12 @@ fn owner(meta: &ObjectMeta, pod: &str) -> (String, String) {
     }
 }
 
-fn pod(object: &v1::Pod, peer: Arc<Peer>, policy: InboundPolicy) -> Pod {
+fn pod(object: &v1::Pod, peer: Arc<Peer>, policy: InboundPolicy, opted_in: bool) -> Pod {
     Pod {
         peer,
         addresses: addresses::of_pod(object.status.as_ref()),
         live: is_live(object),
+        opted_in,
         policy,
     }
 }
@@ -219,15 +286,13 @@ fn by_address(entries: &Entries<'_>) -> HashMap<IpAddr, Arc<Peer>> {
         .filter(|entry| owns_addresses(entry))
         .collect();
     owned.sort_by_key(|entry| claim(&entry.object.metadata));
-    let pairs = owned.into_iter().flat_map(|entry| {
+    let mut addresses = HashMap::with_capacity(owned.len());
+    for entry in owned {
         let peer = &entry.pod.peer;
-        entry
-            .pod
-            .addresses
-            .iter()
-            .map(move |ip| (*ip, Arc::clone(peer)))
-    });
-    pairs.collect()
+        let of_pod = entry.pod.addresses.iter();
+        addresses.extend(of_pod.map(|ip| (*ip, Arc::clone(peer))));
+    }
+    addresses
 }
 
 fn owns_addresses(entry: &Entry<'_>) -> bool {
@@ -243,7 +308,7 @@ fn claim(meta: &ObjectMeta) -> (bool, Option<&Time>) {
 
 fn services(
     objects: &Objects,
-    entries: &Entries<'_>,
+    source: &endpoints::Source<'_, '_>,
     old: &View,
     refusals: &mut BTreeSet<String>,
 ) -> HashMap<SocketAddr, Arc<Service>> {
@@ -254,7 +319,7 @@ fn services(
         let (traffic, unknown) = Traffic::of(owner.annotations, spec);
         refusals.extend(unsupported(key, affinity(spec).into_iter().chain(unknown)));
         let opaque = ports::of_service(&owner, spec.ports.as_deref().unwrap_or_default(), refusals);
-        let selected = selected(&key.0, spec, entries);
+        let behind = source.behind(key, spec);
         for (address, port) in ports(spec) {
             if let Some(first) = services.get(&address) {
                 refusals.insert(taken(key, address, first));
@@ -266,7 +331,7 @@ fn services(
                 port_name: port.name.clone().unwrap_or_default(),
                 protocol: ports::of_service_port(&owner, port, &opaque, refusals),
                 traffic,
-                endpoints: endpoints(&selected, port, address.ip()),
+                endpoints: behind.endpoints(port, address.ip()),
             };
             services.insert(address, reuse(&old.services, &address, service));
         }
@@ -310,69 +375,12 @@ fn ports(spec: &ServiceSpec) -> impl Iterator<Item = (SocketAddr, &ServicePort)>
     })
 }
 
-/// The pods behind a service.
-fn selected<'e, 'a>(
-    namespace: &str,
-    spec: &ServiceSpec,
-    entries: &'e Entries<'a>,
-) -> Vec<&'e Entry<'a>> {
-    let Some(selector) = spec
-        .selector
-        .as_ref()
-        .filter(|selector| !selector.is_empty())
-    else {
-        return Vec::new();
-    };
-    let unready_too = spec.publish_not_ready_addresses == Some(true);
-    let first = (namespace.to_owned(), String::new());
-    entries
-        .range::<NamespacedName, _>(first..)
-        .take_while(|(key, _)| key.0 == namespace)
-        .map(|(_, entry)| entry)
-        .filter(|entry| selects(selector, &entry.object.metadata))
-        .filter(|entry| entry.pod.live && (unready_too || is_ready(entry.object)))
-        .collect()
-}
-
-fn endpoints(
-    selected: &[&Entry<'_>],
-    port: &ServicePort,
-    vip: IpAddr,
-) -> BTreeMap<SocketAddr, Arc<Peer>> {
-    let addresses = selected.iter().flat_map(|entry| {
-        let number = addresses::target_port(port, entry.object);
-        let ips = entry
-            .pod
-            .addresses
-            .iter()
-            .filter(|ip| ip.is_ipv4() == vip.is_ipv4());
-        ips.filter_map(move |ip| Some((SocketAddr::new(*ip, number?), Arc::clone(&entry.pod.peer))))
-    });
-    addresses.collect()
-}
-
-fn selects(selector: &BTreeMap<String, String>, meta: &ObjectMeta) -> bool {
-    let labels = meta.labels.as_ref();
-    let has = |(name, value): (&String, &String)| {
-        labels.and_then(|labels| labels.get(name)) == Some(value)
-    };
-    selector.iter().all(has)
-}
-
 fn is_live(pod: &v1::Pod) -> bool {
     let phase = pod
         .status
         .as_ref()
         .and_then(|status| status.phase.as_deref());
     !matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-fn is_ready(pod: &v1::Pod) -> bool {
-    let ready = |status: &PodStatus| {
-        let mut conditions = status.conditions.iter().flatten();
-        conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
-    };
-    pod.metadata.deletion_timestamp.is_none() && pod.status.as_ref().is_some_and(ready)
 }
 
 fn is_host_network(pod: &v1::Pod) -> bool {

@@ -4,11 +4,17 @@
 use std::collections::BTreeMap;
 
 use culvert_api::{
-    annotations::{ACCESS_LOG, Annotations, DEFAULT_INBOUND_POLICY, effective},
+    annotations::{ACCESS_LOG, Annotations, DEFAULT_INBOUND_POLICY, INJECT, effective},
     policy::{AccessLogFormat, InboundPolicy},
 };
 
 static NONE: Annotations = BTreeMap::new();
+
+/// Whether the pod is asked to be meshed, in the words that the agent knows.
+pub(super) fn opts_in(pod: Option<&Annotations>, namespace: Option<&Annotations>) -> bool {
+    let inject = effective(INJECT, pod.unwrap_or(&NONE), namespace.unwrap_or(&NONE));
+    matches!(inject, Some("enabled" | "ingress"))
+}
 
 /// The policy, or the value that this release does not know, under which the policy is strict.
 pub(super) fn of<'a>(
@@ -17,9 +23,8 @@ pub(super) fn of<'a>(
 ) -> Result<InboundPolicy, &'a str> {
     let (pod, namespace) = (pod.unwrap_or(&NONE), namespace.unwrap_or(&NONE));
     match effective(DEFAULT_INBOUND_POLICY, pod, namespace) {
-        None | Some("all-unauthenticated") => Ok(InboundPolicy::permissive()),
-        Some("all-authenticated") => Ok(InboundPolicy::strict()),
-        Some(other) => Err(other),
+        None => Ok(InboundPolicy::permissive()),
+        Some(name) => InboundPolicy::named(name).ok_or(name),
     }
 }
 

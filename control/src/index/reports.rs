@@ -2,6 +2,8 @@
 //! What the nodes reported of their pods. It outlives the node's stream and, kept on disk,
 //! control: a peer that was told that a pod is meshed must never be told otherwise by a restart.
 
+mod condition;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -12,6 +14,7 @@ use culvert_api::workload::{Addresses, NetnsCookie, PodUid};
 use culvert_manifests::Objects;
 use serde::{Deserialize, Serialize};
 
+pub use self::condition::Condition;
 use super::{addresses, view::Pod};
 
 /// How many reports of pods that are gone are kept. A uid is never used again, so that one of them
@@ -186,16 +189,83 @@ impl Reports {
         let Some(known) = self.pods.get_mut(uid) else {
             return;
         };
-        if addresses.is_empty() || known.addresses == addresses {
-            return;
-        }
-        if known.moving || is_same_pod(&known.addresses, &addresses) {
-            known.addresses = addresses;
-            known.moving = false;
-        } else {
+        if known.follow(addresses) == Followed::Lost {
             self.pods.remove(uid);
         }
     }
+
+    /// Those that say steered, of `observed`.
+    pub(super) fn steered(observed: &BTreeMap<PodUid, Known>) -> Self {
+        let steered = observed.iter().filter(|(_, known)| known.steered);
+        Self {
+            pods: steered.map(|(uid, it)| (uid.clone(), it.clone())).collect(),
+            revision: 0,
+        }
+    }
+
+    pub(super) fn has(&self, uid: &PodUid) -> bool {
+        self.pods.contains_key(uid)
+    }
+
+    /// Forgets pods that are gone.
+    pub(super) fn retain(&mut self, is_there: impl Fn(&PodUid) -> bool) {
+        self.pods.retain(|uid, _| is_there(uid));
+    }
+
+    /// What holds of a pod whose condition says `observed`, which another replica may have
+    /// written. Answers what is to be written there, if anything; `pending` is a report that is
+    /// on its way there already.
+    pub(super) fn reconcile(
+        &mut self,
+        uid: &PodUid,
+        observed: Option<&Known>,
+        now: Addresses,
+        pending: bool,
+        version: u64,
+    ) -> Option<Known> {
+        let own = self.pods.get_mut(uid);
+        let stands = own.filter(|own| pending || own.holds_against(observed));
+        let Some(own) = stands else {
+            self.adopt(uid, observed, version);
+            return None;
+        };
+        let differs = !observed.is_some_and(|observed| own.agrees(observed));
+        match own.follow(now) {
+            Followed::Lost => {
+                self.pods.remove(uid);
+                None
+            }
+            Followed::Moved => Some(own.clone()),
+            Followed::Same => (differs && !pending).then(|| own.clone()),
+        }
+    }
+
+    fn adopt(&mut self, uid: &PodUid, observed: Option<&Known>, version: u64) {
+        match observed {
+            Some(observed) => {
+                let version = match self.pods.get(uid) {
+                    Some(own) if own.agrees(observed) => own.version,
+                    _ => version,
+                };
+                let observed = Known {
+                    version,
+                    ..observed.clone()
+                };
+                self.pods.insert(uid.clone(), observed);
+            }
+            None => drop(self.pods.remove(uid)),
+        }
+    }
+}
+
+/// What became of a report with the addresses that its pod has now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Followed {
+    Same,
+    /// It is about these addresses now.
+    Moved,
+    /// The pod is not the one that was reported.
+    Lost,
 }
 
 /// An address came or went, but one stayed.
@@ -210,6 +280,47 @@ impl Known {
         self.generation == report.generation
             && self.steered == report.steered
             && self.reporter == report.reporter
+    }
+
+    pub(super) fn is_steered(&self) -> bool {
+        self.steered
+    }
+
+    /// The same of the same network namespace, whoever said it and when.
+    pub(super) fn agrees(&self, other: &Self) -> bool {
+        self.cookie == other.cookie && self.steered == other.steered
+    }
+
+    /// Whether the two say the same in each word that a condition keeps.
+    pub(super) fn is_kept_by(&self, condition: &Self) -> bool {
+        self.agrees(condition)
+            && self.generation == condition.generation
+            && self.addresses == condition.addresses
+            && self.moving == condition.moving
+    }
+
+    /// Whether it is news to a pod's condition.
+    pub(super) fn is_news_to(&self, observed: Option<&Self>) -> bool {
+        observed.map_or(self.steered, |observed| !self.agrees(observed))
+    }
+
+    /// Its stream lives, and nobody said anything else later.
+    fn holds_against(&self, observed: Option<&Self>) -> bool {
+        let later =
+            |observed: &Self| self.agrees(observed) || self.generation > observed.generation;
+        self.reporter.lives() && observed.map_or(self.steered, later)
+    }
+
+    fn follow(&mut self, now: Addresses) -> Followed {
+        if now.is_empty() || self.addresses == now {
+            return Followed::Same;
+        }
+        if !self.moving && !is_same_pod(&self.addresses, &now) {
+            return Followed::Lost;
+        }
+        self.addresses = now;
+        self.moving = false;
+        Followed::Moved
     }
 
     /// Generations follow the node's clock, which may step back: they order the reports of streams

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
+mod conditions;
 mod hints;
+mod slices;
 mod topology;
 
 use std::net::SocketAddr;
@@ -234,10 +236,12 @@ fn the_annotation_makes_the_policy_and_what_is_unknown_is_strict() {
         policy("all-authenticated", "all-unauthenticated"),
         (true, vec![])
     );
-    let (strict, refusals) = policy("deny", "all-unauthenticated");
+    assert_eq!(policy("audit", "deny"), (false, vec![]));
+    assert_eq!(policy("deny", "audit"), (true, vec![]));
+    let (strict, refusals) = policy("cluster-authenticated", "all-unauthenticated");
     assert!(strict);
     assert!(
-        refusals[0].contains("Pod shop/a") && refusals[0].contains("\"deny\""),
+        refusals[0].contains("Pod shop/a") && refusals[0].contains("\"cluster-authenticated\""),
         "{refusals:?}"
     );
 }

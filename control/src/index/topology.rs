@@ -3,9 +3,9 @@
 //! (`internalTrafficPolicy: Local`), or those of the node's zone, where that is asked for by
 //! `trafficDistribution` or the annotation `service.kubernetes.io/topology-mode`.
 //!
-//! There are no EndpointSlices among the manifests, so the hints are those that Kubernetes'
-//! controller writes for `PreferClose`: each endpoint is for its own zone. What it does for `Auto`
-//! beyond that, which is to shift endpoints of a zone to another by the nodes' CPUs, is not done.
+//! The hints of EndpointSlices are not read; each endpoint is for its own zone, as Kubernetes'
+//! controller hints for `PreferClose`. What it does for `Auto` beyond that, which is to shift
+//! endpoints of a zone to another by the nodes' CPUs, is not done.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 

@@ -55,6 +55,8 @@ pub struct Pod {
     pub addresses: Addresses,
     /// Neither succeeded nor failed.
     pub live: bool,
+    /// It, or its namespace, asks to be meshed, and it has a network of its own.
+    pub opted_in: bool,
     /// Who may connect to it.
     pub policy: InboundPolicy,
 }
@@ -131,11 +133,35 @@ impl View {
         self.pods.get(uid)
     }
 
+    /// The uid of a pod by its name.
+    pub fn uid_of(&self, namespace: &str, name: &str) -> Option<&PodUid> {
+        let mut pods = self.pods.values().map(|pod| &pod.peer.workload);
+        let workload = pods.find(|it| it.namespace == namespace && it.name == name)?;
+        Some(&workload.uid)
+    }
+
     /// Whether live pods are scheduled on a node.
     pub fn has_pods(&self, node: &str) -> bool {
         self.pods
             .values()
             .any(|pod| pod.live && pod.peer.node == node)
+    }
+
+    /// The nodes that have a live pod of a ServiceAccount, each once.
+    pub fn nodes_of(&self, namespace: &str, service_account: &str) -> Vec<String> {
+        let live = self
+            .pods
+            .values()
+            .filter(|pod| pod.live)
+            .map(|pod| &pod.peer);
+        let of = live.filter(|peer| {
+            peer.workload.service_account == service_account && peer.workload.namespace == namespace
+        });
+        let nodes: BTreeSet<_> = of
+            .map(|peer| &peer.node)
+            .filter(|node| !node.is_empty())
+            .collect();
+        nodes.into_iter().cloned().collect()
     }
 
     /// Whether anything but the version is another.

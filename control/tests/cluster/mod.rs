@@ -1,16 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A control plane on loopback, and nodes.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod files;
 
-use aws_lc_rs::digest::{SHA256, digest};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
 use culvert_api::grpc::{
     VERSIONS,
     v1::{
@@ -18,9 +12,7 @@ use culvert_api::grpc::{
         identity_client::IdentityClient, watch_request::Kind as Ask, watch_response::Kind,
     },
 };
-use culvert_api::identity::IdentityDomain;
 use culvert_control::{app, config::Config};
-use culvert_runtime::log::Format;
 use rcgen::{CertificateParams, KeyPair, SanType};
 use rustls::{
     ClientConfig, RootCertStore,
@@ -43,6 +35,9 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
+use self::files::write_tokens;
+pub use self::files::{config, domain};
+
 pub const VIP: &str = "10.96.0.1:80";
 pub const MAX_SUBSCRIPTIONS: usize = 20;
 
@@ -51,6 +46,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Cluster {
     dir: TempDir,
+    /// What the token of a node begins with.
+    pub tokens: &'static str,
     lifetime: Duration,
     grpc: SocketAddr,
     admin: SocketAddr,
@@ -69,7 +66,7 @@ pub fn account_pod(name: &str, node: &str, ip: &str) -> String {
         "\
 apiVersion: v1
 kind: Pod
-metadata: {{name: {name}, namespace: shop, uid: uid-{name}, labels: {{app: web}}}}
+metadata: {{name: {name}, namespace: shop, uid: uid-{name}, labels: {{app: web}}, annotations: {{culvert.io/inject: enabled}}}}
 spec: {{nodeName: {node}, serviceAccountName: web, containers: [{{name: web}}]}}
 status: {{phase: Running, podIP: {ip}, conditions: [{{type: Ready, status: 'True'}}]}}
 "
@@ -131,10 +128,6 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 impl Cluster {
     pub async fn start() -> Self {
         Self::with_lifetime(Duration::from_hours(24)).await
@@ -172,6 +165,10 @@ impl Cluster {
     async fn run(dir: TempDir, lifetime: Duration) -> Self {
         write_tokens(&dir, &["n1", "n2"]);
         let config = config(&dir, lifetime);
+        Self::serve(dir, lifetime, config).await
+    }
+
+    pub async fn serve(dir: TempDir, lifetime: Duration, config: Config) -> Self {
         let bound = app::build(config).await.unwrap_or_else(|e| panic!("{e:#}"));
         let grpc = bound.address().unwrap_or_else(|e| panic!("{e}"));
         let admin = bound.admin_address().unwrap_or_else(|e| panic!("{e}"));
@@ -182,6 +179,7 @@ impl Cluster {
         }));
         Self {
             dir,
+            tokens: "",
             lifetime,
             grpc,
             admin,
@@ -261,9 +259,12 @@ impl Cluster {
     pub async fn watch(&self, node: &str) -> Node {
         let mut hello = v1::Hello::from(VERSIONS);
         node.clone_into(&mut hello.node);
-        let begun = self.try_watch(&format!("token-{node}"), hello).await;
+        let begun = self
+            .try_watch(&format!("{}token-{node}", self.tokens), hello)
+            .await;
         let mut node = begun.unwrap_or_else(|status| panic!("{status}"));
         assert!(matches!(node.next().await, Kind::Hello(_)));
+        assert!(matches!(node.next().await, Kind::Issuer(_)));
         node
     }
 
@@ -304,7 +305,7 @@ impl Cluster {
     ) -> Result<CertifyResponse, Status> {
         let pod_uid = uid.to_owned();
         let request = bearer(
-            &format!("token-{node}"),
+            &format!("{}token-{node}", self.tokens),
             v1::CertifyRequest { pod_uid, csr },
         );
         let mut client = IdentityClient::new(self.channel().await);
@@ -333,6 +334,12 @@ impl Cluster {
     pub async fn admits(&self, address: [u8; 4]) -> bool {
         let endpoint = self.endpoint().local_address(Some(address.into()));
         endpoint.connect().await.is_ok()
+    }
+
+    /// Replaces a file of control's state.
+    pub fn write_state(&self, name: &str, text: &str) {
+        let path = self.dir.path().join("state").join(name);
+        fs::write(path, text).unwrap_or_else(|e| panic!("{e}"));
     }
 
     pub fn anchors(&self) -> Vec<u8> {
@@ -384,40 +391,6 @@ impl Cluster {
         let stream = connector.connect(name, self.connect().await).await;
         stream.unwrap_or_else(|e| panic!("{e}"))
     }
-}
-
-fn config(dir: &TempDir, lifetime: Duration) -> Config {
-    let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-    Config {
-        manifests: dir.path().join("manifests"),
-        listen: any,
-        admin: any,
-        state_dir: dir.path().join("state"),
-        domain: IdentityDomain {
-            trust_domain: "cluster.local".into(),
-            control_namespace: "culvert".into(),
-        },
-        join_tokens: tokens_path(dir),
-        issuance_lifetime: lifetime,
-        authority: None,
-        max_subscriptions: MAX_SUBSCRIPTIONS,
-        log: "info".into(),
-        log_format: Format::Plain,
-    }
-}
-
-fn tokens_path(dir: &TempDir) -> PathBuf {
-    dir.path().join("tokens.json")
-}
-
-fn write_tokens(dir: &TempDir, nodes: &[&str]) {
-    let token = |node: &&str| {
-        let hash = digest(&SHA256, format!("token-{node}").as_bytes());
-        ((*node).to_owned(), hex(hash.as_ref()))
-    };
-    let tokens: BTreeMap<_, _> = nodes.iter().map(token).collect();
-    let text = serde_json::to_vec(&tokens).unwrap_or_else(|e| panic!("{e}"));
-    fs::write(tokens_path(dir), text).unwrap_or_else(|e| panic!("{e}"));
 }
 
 pub fn bearer<T>(token: &str, message: T) -> Request<T> {

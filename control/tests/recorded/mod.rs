@@ -98,6 +98,7 @@ fn about(bytes: &[u8]) -> (u64, String, Kind) {
         Kind::Destination(destination) => format!("{:?}", destination.destination),
         Kind::Policy(policy) => format!("policy of {}", policy.pod_uid),
         Kind::Reported(reported) => format!("{reported:?}"),
+        Kind::Issuer(_) => "issuer".to_owned(),
     };
     (answer.sequence, what, kind)
 }
@@ -116,7 +117,7 @@ fn as_read_then(mut kind: Kind) -> Kind {
             Some(Of::Unknown(unknown)) => unknown.undeclared = false,
             None => {}
         },
-        Kind::Hello(_) | Kind::Reported(_) => {}
+        Kind::Hello(_) | Kind::Reported(_) | Kind::Issuer(_) => {}
     }
     kind
 }
@@ -171,9 +172,19 @@ async fn an_earlier_proxy_is_answered_as_then_from_what_an_earlier_control_kept(
     cluster.stop().await;
 }
 
+/// The pod was meshed when its certificate was asked for, and not any more at the end of the record.
+fn opt_in(cluster: &Cluster, file: &str) {
+    let path = release().join("state/manifests").join(file);
+    let text = fs::read(path).unwrap_or_else(|e| panic!("{e}"));
+    let mut pod: Value = serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{e}"));
+    pod["metadata"]["annotations"]["culvert.io/inject"] = "enabled".into();
+    cluster.write(file, &pod.to_string());
+}
+
 #[tokio::test]
 async fn an_earlier_proxy_s_request_for_a_certificate_is_signed() {
     let cluster = Cluster::of_release(&release()).await;
+    opt_in(&cluster, "pod-default.plain.json");
     let (said, _) = last_call("grpc-certify.jsonl");
     let [request] = said.as_slice() else {
         panic!("{said:?}")

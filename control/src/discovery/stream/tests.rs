@@ -2,13 +2,12 @@
 
 use std::sync::Mutex;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use prometheus::Registry;
-use tonic::metadata::MetadataMap;
 
 use super::*;
 use crate::{
-    discovery::{Discovery, Parts, until as answers},
+    discovery::{Discovery, Kept, Parts, until as answers},
     index::{Index, Reports},
     metrics::Metrics,
     tokens::{Authenticator, TokenFile},
@@ -26,19 +25,21 @@ fn authenticator() -> Authenticator {
 
 fn stream(messages: mpsc::Sender<WatchResponse>) -> Stream {
     let authenticator = authenticator();
-    let mut metadata = MetadataMap::new();
+    let mut request = tonic::Request::new(());
     let value = "Bearer secret".parse().unwrap_or_else(|e| panic!("{e}"));
-    metadata.insert("authorization", value);
-    let caller = authenticator
-        .authenticate(&metadata)
-        .unwrap_or_else(|e| panic!("{e}"));
+    request.metadata_mut().insert("authorization", value);
+    let caller = authenticator.admit(&request).now_or_never();
+    let Some(Ok(caller)) = caller else {
+        panic!("{caller:?}");
+    };
     let discovery = Discovery::new(Parts {
         index: Arc::new(Mutex::new(Index::new(Reports::default()))),
-        kept: watch::channel(0).1,
+        kept: Kept::File(watch::channel(0).1),
         stopping: watch::channel(false).1,
         authenticator,
         metrics: Metrics::register(&Registry::new()).unwrap_or_else(|e| panic!("{e}")),
         max_subscriptions: 10,
+        issuer: watch::channel(Vec::new()).1,
     });
     Stream::new(discovery.shared, caller, messages)
 }
