@@ -18,12 +18,12 @@ use crate::{
 };
 
 /// How long to wait for the object of a pod: the node may know the pod before control does.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The identity service.
 pub struct Identities {
-    /// Who signs.
-    pub authority: Arc<Authority>,
+    /// Who signs now.
+    pub authority: watch::Receiver<Arc<Authority>>,
     /// Tells nodes by their tokens.
     pub authenticator: Authenticator,
     /// Which pods are where.
@@ -41,13 +41,22 @@ enum Denied {
     OtherNode(String),
     #[error("the pod has succeeded or failed")]
     NotLive,
+    #[error(
+        "the pod has no ServiceAccount, as mirror pods of a kubelet; set spec.serviceAccountName"
+    )]
+    NoAccount,
+    /// Its node's proxy could be control, for all other nodes.
+    #[error("the pod is in the namespace of control, whose pods are never meshed")]
+    Ours,
+    #[error("neither the pod nor its namespace is opted in")]
+    NotOptedIn,
 }
 
 // === impl Identities ===
 
 impl Identities {
     async fn answer(&self, request: Request<CertifyRequest>) -> Result<CertifyResponse, Status> {
-        let caller = self.authenticator.admit(&request)?;
+        let caller = self.authenticator.admit(&request).await?;
         let CertifyRequest { pod_uid, csr } = request.into_inner();
         let uid = PodUid(pod_uid);
         let pod = self.pod(&uid, &caller.node).await.map_err(|error| {
@@ -57,29 +66,45 @@ impl Identities {
         self.sign(&pod, &csr)
     }
 
+    /// Waits for the pod: its node may know that it is there, or annotated, before control does.
     async fn pod(&self, uid: &PodUid, node: &str) -> Result<Arc<Pod>, Denied> {
         let mut views = self.views.clone();
-        let known = views.wait_for(|view| view.pod(uid).is_some());
-        let view = tokio::time::timeout(PATIENCE, known).await;
-        let view = view
-            .map_err(|_| Denied::Unknown)?
-            .map_err(|_| Denied::Unknown)?;
+        let known = |view: &Arc<View>| view.pod(uid).is_some_and(|pod| pod.opted_in);
+        let known = tokio::time::timeout(PATIENCE, views.wait_for(known)).await;
+        // An error says that it did not come.
+        drop(known);
+        let view = Arc::clone(&views.borrow());
         let pod = view.pod(uid).ok_or(Denied::Unknown)?;
+        self.check(pod, node).map(|()| Arc::clone(pod))
+    }
+
+    fn check(&self, pod: &Pod, node: &str) -> Result<(), Denied> {
+        let workload = &pod.peer.workload;
+        let authority = Arc::clone(&self.authority.borrow());
         if pod.peer.node != node {
             return Err(Denied::OtherNode(pod.peer.node.clone()));
         }
         if !pod.live {
             return Err(Denied::NotLive);
         }
-        Ok(Arc::clone(pod))
+        if workload.service_account.is_empty() {
+            return Err(Denied::NoAccount);
+        }
+        if workload.namespace == authority.domain().control_namespace {
+            return Err(Denied::Ours);
+        }
+        if !pod.opted_in {
+            return Err(Denied::NotOptedIn);
+        }
+        Ok(())
     }
 
     fn sign(&self, pod: &Pod, csr: &[u8]) -> Result<CertifyResponse, Status> {
         let workload = &pod.peer.workload;
-        let domain = self.authority.domain();
+        let authority = Arc::clone(&self.authority.borrow());
+        let domain = authority.domain();
         let identity = domain.identity(&workload.namespace, &workload.service_account);
-        let names = self
-            .authority
+        let names = authority
             .names(&identity)
             .map_err(|error| internal(&error))?;
         let key = ca::public_key(csr, &names).map_err(|error| {
@@ -88,8 +113,7 @@ impl Identities {
             );
             Status::invalid_argument(error.to_string())
         })?;
-        let leaf = self
-            .authority
+        let leaf = authority
             .certify(&key, &identity)
             .map_err(|error| internal(&error))?;
         tracing::info!(
@@ -131,3 +155,6 @@ impl fmt::Debug for Identities {
         f.debug_struct("Identities").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

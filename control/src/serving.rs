@@ -16,11 +16,9 @@ use rustls::{
     sign::CertifiedKey,
 };
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
-use crate::{
-    ca::{Authority, Error, Leaf},
-    metrics::Metrics,
-};
+use crate::ca::{Authority, CertificateMetrics, Error, Leaf};
 
 /// The ServiceAccount of control, by whose identity nodes know it.
 pub const SERVICE_ACCOUNT: &str = "culvert-control";
@@ -34,7 +32,7 @@ const LOOK: Duration = Duration::from_secs(30);
 /// Control's certificate.
 #[derive(Debug)]
 pub struct Serving {
-    authority: Arc<Authority>,
+    authority: watch::Receiver<Arc<Authority>>,
     identity: Identity,
     current: RwLock<Current>,
 }
@@ -43,16 +41,18 @@ pub struct Serving {
 struct Current {
     key: Arc<CertifiedKey>,
     renew_at: OffsetDateTime,
+    not_after: OffsetDateTime,
 }
 
 // === impl Serving ===
 
 impl Serving {
     /// Makes the first certificate.
-    pub fn new(authority: Arc<Authority>) -> Result<Self, Error> {
-        let domain = authority.domain();
+    pub fn new(mut authority: watch::Receiver<Arc<Authority>>) -> Result<Self, Error> {
+        let now = Arc::clone(&authority.borrow_and_update());
+        let domain = now.domain();
         let identity = domain.identity(&domain.control_namespace, SERVICE_ACCOUNT);
-        let current = RwLock::new(issue(&authority, &identity)?);
+        let current = RwLock::new(issue(&now, &identity)?);
         Ok(Self {
             authority,
             identity,
@@ -71,21 +71,30 @@ impl Serving {
         Ok(tls)
     }
 
-    /// Renews the certificate in time, for as long as the process runs.
-    pub async fn renew(self: Arc<Self>, lifetime: Duration, metrics: Metrics) {
+    /// Renews the certificate in time, and when the issuer changes, for as long as the process runs.
+    pub async fn renew(self: Arc<Self>, lifetime: Duration, metrics: CertificateMetrics) {
         let look = LOOK.min(lifetime / 10);
+        let mut authority = self.authority.clone();
         loop {
-            let left = self.authority.issuer_ends() - OffsetDateTime::now_utc();
-            metrics.issuer_cert_ttl.set(left.whole_seconds());
-            if self.current().renew_at <= OffsetDateTime::now_utc() {
+            if self.is_due() {
                 self.renew_now();
             }
-            tokio::time::sleep(look).await;
+            let left = self.current().not_after - OffsetDateTime::now_utc();
+            metrics.serving.set(left.whole_seconds());
+            // While the files are not followed any more, control is stopping.
+            let _ = tokio::time::timeout(look, authority.changed()).await;
         }
     }
 
+    fn is_due(&self) -> bool {
+        let current = self.current();
+        let of_issuer = current.key.cert.get(1) == self.authority.borrow().issuer();
+        !of_issuer || current.renew_at <= OffsetDateTime::now_utc()
+    }
+
     fn renew_now(&self) {
-        match issue(&self.authority, &self.identity) {
+        let authority = Arc::clone(&self.authority.borrow());
+        match issue(&authority, &self.identity) {
             Ok(renewed) => {
                 tracing::info!(renew.at = %renewed.renew_at, "Renewed control's certificate");
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = renewed;
@@ -113,9 +122,13 @@ fn issue(authority: &Authority, identity: &Identity) -> Result<Current, Error> {
     let leaf = authority.certify(&key, identity)?;
     let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let signing = any_supported_type(&der).map_err(Error::Chain)?;
-    let renew_at = renew_at(&leaf);
+    let (renew_at, not_after) = (renew_at(&leaf), leaf.not_after);
     let key = Arc::new(CertifiedKey::new(leaf.chain, signing));
-    Ok(Current { key, renew_at })
+    Ok(Current {
+        key,
+        renew_at,
+        not_after,
+    })
 }
 
 fn renew_at(leaf: &Leaf) -> OffsetDateTime {

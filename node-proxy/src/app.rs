@@ -31,7 +31,7 @@ use crate::{
     confine::confine,
     control_link::{self, Ask, Control, ControlConfig, ControlLink, ControlMetrics},
     destinations::{DestinationMetrics, Destinations},
-    identities::{self, Identities, IdentityMetrics, watch_anchors},
+    identities::{self, AnchorMetrics, Identities, IdentityMetrics, watch_anchors},
     metrics::Metrics,
     pods::{self, Pods},
     seccomp,
@@ -233,6 +233,8 @@ impl Wiring {
     ) -> anyhow::Result<(Control, Identities)> {
         let (anchors, follow) = watch_anchors(self.config.trust_anchors.clone());
         self.tasks.spawn(follow);
+        let expiry = AnchorMetrics::register(&self.registry)?;
+        self.tasks.spawn(expiry.follow(anchors.clone()));
         let domain = self.config.domain.clone();
         let itself = domain.identity(&domain.control_namespace, "culvert-control");
         let to = ControlConfig {
@@ -315,6 +317,7 @@ impl Wiring {
             control,
             destinations: proxy.destinations.clone(),
             pods: pods.clone(),
+            identities: proxy.identities.clone(),
             readiness: self.readiness.clone(),
             metrics: ControlMetrics::register(&self.registry)?,
         };

@@ -26,7 +26,7 @@ use tonic::Streaming;
 use v1::{watch_request::Kind as Request, watch_response::Kind as Response};
 
 pub(crate) use self::client::{CertifyError, Control, ControlConfig, Unreachable};
-use crate::{backoff::Backoff, destinations::Destinations, pods::Pods};
+use crate::{backoff::Backoff, destinations::Destinations, identities::Identities, pods::Pods};
 
 /// What [`Readiness`] calls the first stream, where nothing is known from before.
 pub(crate) const READINESS: &str = "control";
@@ -81,6 +81,7 @@ pub(crate) struct ControlLink {
     pub(crate) control: Control,
     pub(crate) destinations: Destinations,
     pub(crate) pods: Pods,
+    pub(crate) identities: Identities,
     pub(crate) readiness: Readiness,
     pub(crate) metrics: ControlMetrics,
 }
@@ -226,6 +227,7 @@ impl ControlLink {
                 self.pods
                     .reported(&WorkloadKey { uid, cookie }, reported.generation);
             }
+            Some(Response::Issuer(issuer)) => self.identities.signed_by(&issuer.fingerprint),
             // Of a later release, or out of place.
             Some(Response::Hello(_)) | None => {}
         }

@@ -117,6 +117,7 @@ impl Fixture {
             control: self.control.client(),
             destinations: self.proxy.destinations.clone(),
             pods: self.pods.clone(),
+            identities: self.proxy.identities.clone(),
             readiness: self.readiness.clone(),
             metrics: ControlMetrics::register(&self.registry)?,
         };

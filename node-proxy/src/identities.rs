@@ -3,6 +3,7 @@
 //! time, kept by the agent for the next proxy, dropped with the last pod of the identity.
 
 mod anchors;
+mod expiry;
 mod material;
 mod metrics;
 mod renewal;
@@ -30,9 +31,13 @@ use tokio::{
 
 pub(crate) use self::{
     anchors::{Anchors, watch_anchors},
+    expiry::AnchorMetrics,
     metrics::IdentityMetrics,
 };
-use self::{material::Material, stored::BadKey};
+use self::{
+    material::{Fingerprint, Material},
+    stored::BadKey,
+};
 use crate::{agent_link::ToAgent, control_link::Control, tls::Credentials};
 
 /// What [`culvert_runtime::readiness::Readiness`] calls the first certificate, where there are pods.
@@ -56,6 +61,8 @@ struct Inner {
     agent: UnboundedSender<ToAgent>,
     certified: UnboundedSender<Identity>,
     metrics: IdentityMetrics,
+    /// Who signs now, by the SHA-256 of its certificate; none before control said so.
+    issuer: watch::Sender<Option<Fingerprint>>,
     /// Where renewals run.
     runtime: Handle,
 }
@@ -125,6 +132,7 @@ impl Identities {
             agent,
             certified,
             metrics,
+            issuer: watch::Sender::new(None),
             runtime,
         };
         Self {
@@ -187,6 +195,18 @@ impl Identities {
             entry.end();
             self.inner.metrics.forget(identity);
         }
+    }
+
+    /// Control signs with this issuer from now on: what another signed is renewed.
+    pub(crate) fn signed_by(&self, fingerprint: &[u8]) {
+        let fingerprint = Fingerprint::try_from(fingerprint).ok();
+        self.inner.issuer.send_if_modified(|known| {
+            let other = fingerprint.is_some() && *known != fingerprint;
+            if other {
+                *known = fingerprint;
+            }
+            other
+        });
     }
 
     /// Whether a certificate is there, which may have expired since.

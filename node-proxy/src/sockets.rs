@@ -196,7 +196,11 @@ impl Sockets {
 
     /// New sockets from the agent. `owed`: how many descriptors connections are still to open.
     pub(crate) fn receive(&self, id: SocketPool, mut sockets: Vec<OwnedFd>, owed: usize) {
-        let waited_for = if self.pool(id).is_empty() { WAITED_FOR } else { 0 };
+        let waited_for = if self.pool(id).is_empty() {
+            WAITED_FOR
+        } else {
+            0
+        };
         let waited_for = repeat_n((Use::Socket, 0), waited_for);
         let mut uses = waited_for.chain(repeat((Use::Spare, owed)));
         let fits = |socket: &OwnedFd| {

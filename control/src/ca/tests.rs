@@ -9,50 +9,58 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::*;
 
-const DAY: Duration = Duration::from_hours(24);
+pub(super) const DAY: Duration = Duration::from_hours(24);
 
-fn domain() -> IdentityDomain {
+pub(super) fn domain() -> IdentityDomain {
     IdentityDomain {
         trust_domain: "cluster.local".into(),
         control_namespace: "culvert".into(),
     }
 }
 
-fn tempdir() -> TempDir {
+pub(super) fn tempdir() -> TempDir {
     tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn opened(dir: &Path) -> Authority {
-    open(dir, domain(), DAY).unwrap_or_else(|e| panic!("{e}"))
+fn given(files: &GivenFiles, lifetime: Duration) -> Result<Authority, Error> {
+    Authority::new(files.read()?.parse()?, domain(), lifetime)
 }
 
-fn key() -> KeyPair {
+/// Makes an authority in a directory, or takes the one that is there.
+pub(super) fn opened(dir: &Path) -> Authority {
+    let files = kept(dir, &domain()).unwrap_or_else(|e| panic!("{e}"));
+    given(&files, DAY).unwrap_or_else(|e| panic!("{e}"))
+}
+
+pub(super) fn key() -> KeyPair {
     KeyPair::generate().unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn leaf(authority: &Authority) -> Leaf {
+pub(super) fn leaf(authority: &Authority) -> Leaf {
     let web = domain().identity("shop", "web");
     authority
         .certify(&key(), &web)
         .unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn files(dir: &Path) -> GivenFiles {
+pub(super) fn files(dir: &Path) -> GivenFiles {
     GivenFiles {
-        anchors: dir.join("trust-anchors.pem"),
-        issuer: dir.join("issuer.crt"),
-        key: dir.join("issuer.key"),
+        anchors: Some(dir.join("trust-anchors.pem")),
+        issuer: IssuerFiles::Pair {
+            certificate: dir.join("issuer.crt"),
+            key: dir.join("issuer.key"),
+        },
     }
 }
 
 fn refused(files: &GivenFiles) -> String {
-    match given(files, domain(), DAY) {
+    match given(files, DAY) {
         Ok(authority) => panic!("{authority:?}"),
         Err(error) => error.to_string(),
     }
 }
 
-fn write(path: &Path, content: &str) {
+pub(super) fn write(path: &Path, content: &str) {
     fs::write(path, content).unwrap_or_else(|e| panic!("{e}"));
 }
 
@@ -77,7 +85,7 @@ fn a_first_run_makes_an_authority_and_the_next_one_takes_it() {
     }
     let gone = fs::remove_file(state.join("issuer.key"));
     assert!(gone.is_ok());
-    let error = open(&state, domain(), DAY)
+    let error = kept(&state, &domain())
         .map(|_| ())
         .map_err(|error| error.to_string());
     assert!(
@@ -99,8 +107,11 @@ fn a_run_that_died_half_way_is_begun_anew() {
 #[test]
 fn a_leaf_is_accepted_on_both_sides_and_names_its_identity() {
     let dir = tempdir();
-    let authority = opened(dir.path());
-    let leaf = leaf(&authority);
+    is_accepted_on_both_sides(&opened(dir.path()));
+}
+
+fn is_accepted_on_both_sides(authority: &Authority) {
+    let leaf = leaf(authority);
     let mut roots = RootCertStore::empty();
     roots
         .add(authority.anchors()[0].clone())
@@ -173,8 +184,8 @@ fn a_leaf_does_not_outlive_its_issuer() {
     let dir = tempdir();
     opened(dir.path());
     let years = Duration::from_hours(10_000 * 24);
-    let authority = open(dir.path(), domain(), years).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(leaf(&authority).not_after, authority.issuer_ends());
+    let authority = given(&files(dir.path()), years).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(leaf(&authority).not_after, authority.ends());
 }
 
 #[test]
@@ -182,38 +193,32 @@ fn given_files_are_checked() {
     let (ours, other) = (tempdir(), tempdir());
     opened(ours.path());
     opened(other.path());
-    let files = files(ours.path());
-    assert!(given(&files, domain(), DAY).is_ok());
-    let foreign = GivenFiles {
-        anchors: other.path().join("trust-anchors.pem"),
-        ..files.clone()
+    let with = |anchors: &Path, certificate: &Path, key: &Path| GivenFiles {
+        anchors: Some(anchors.to_owned()),
+        issuer: IssuerFiles::Pair {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+        },
     };
-    assert!(refused(&foreign).contains("does not lead to any of the trust anchors"));
-    let foreign = GivenFiles {
-        key: other.path().join("issuer.key"),
-        ..files.clone()
-    };
-    assert!(refused(&foreign).contains("another certificate's"));
-    let empty = ours.path().join("empty.pem");
+    let of = |dir: &TempDir, name: &str| dir.path().join(name);
+    let anchors = of(&ours, "trust-anchors.pem");
+    let (issuer, key) = (of(&ours, "issuer.crt"), of(&ours, "issuer.key"));
+    assert!(given(&with(&anchors, &issuer, &key), DAY).is_ok());
+    let text = refused(&with(&of(&other, "trust-anchors.pem"), &issuer, &key));
+    assert!(text.contains("does not lead to any of the trust anchors"));
+    let text = refused(&with(&anchors, &issuer, &of(&other, "issuer.key")));
+    assert!(text.contains("another certificate's"));
+    let empty = of(&ours, "empty.pem");
     write(&empty, "");
-    let text = refused(&GivenFiles {
-        anchors: empty.clone(),
-        ..files.clone()
-    });
+    let text = refused(&with(&empty, &issuer, &key));
     assert!(
         text.contains("empty.pem") && text.contains("it has none"),
         "{text}"
     );
-    let text = refused(&GivenFiles {
-        key: empty,
-        ..files.clone()
-    });
+    let text = refused(&with(&anchors, &issuer, &empty));
     assert!(text.contains("empty.pem is no private key"), "{text}");
-    let missing = GivenFiles {
-        issuer: ours.path().join("missing"),
-        ..files
-    };
-    assert!(refused(&missing).contains("missing: No such file"));
+    let text = refused(&with(&anchors, &of(&ours, "missing"), &key));
+    assert!(text.contains("missing: No such file"), "{text}");
 }
 
 #[test]
@@ -287,4 +292,160 @@ fn wrong_requests_are_told_apart() {
         refused(&[0; 10_000]),
         BadRequest::TooLong { got: 10_000 }
     ));
+}
+
+#[test]
+fn both_layouts_of_a_secret_are_read() {
+    let (made, secret) = (tempdir(), tempdir());
+    let issued = opened(made.path());
+    let copy = |from: &str, to: &str| {
+        let copied = fs::copy(made.path().join(from), secret.path().join(to));
+        assert!(copied.is_ok(), "{copied:?}");
+    };
+    let mut files = GivenFiles {
+        anchors: None,
+        issuer: IssuerFiles::Dir(secret.path().to_owned()),
+    };
+    assert!(refused(&files).contains("neither tls.crt and tls.key"));
+    copy("issuer.crt", "crt.pem");
+    copy("issuer.key", "key.pem");
+    assert!(refused(&files).contains("ca.crt: No such file"));
+    files.anchors = Some(made.path().join("trust-anchors.pem"));
+    let linkerd = given(&files, DAY).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(linkerd.issuer(), issued.issuer());
+    for (from, to) in [
+        ("issuer.crt", "tls.crt"),
+        ("issuer.key", "tls.key"),
+        ("trust-anchors.pem", "ca.crt"),
+    ] {
+        copy(from, to);
+    }
+    files.anchors = None;
+    let cert_manager = given(&files, DAY).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(cert_manager.anchors(), issued.anchors());
+}
+
+/// `openssl ecparam -name prime256v1 -genkey -noout`: as Linkerd's CLI and step write keys, and
+/// cert-manager by default.
+const SEC1: &str = "\
+-----BEGIN EC PRIVATE KEY-----
+MHcCAQEEIJqZeD/4g2hNSgBIRUoUgqNKm2cpPW5+MeP0vUcpsowNoAoGCCqGSM49
+AwEHoUQDQgAEZqKrVZ8rPjU0YUXLbgL5vXGxe1rGg80nMQ4Fo01QNDFKPtKnsgLH
+KeoNkEpurpExDYRplhK2LcC0ncC1ni9ylA==
+-----END EC PRIVATE KEY-----
+";
+
+#[test]
+fn a_key_of_the_older_form_is_read() {
+    let dir = tempdir();
+    let key = KeyPair::from_pem(SEC1).unwrap_or_else(|e| panic!("{e}"));
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = params.self_signed(&key).unwrap_or_else(|e| panic!("{e}"));
+    write(&dir.path().join("ca.crt"), &root.pem());
+    write(&dir.path().join("tls.crt"), &root.pem());
+    write(&dir.path().join("tls.key"), SEC1);
+    let files = GivenFiles {
+        anchors: None,
+        issuer: IssuerFiles::Dir(dir.path().to_owned()),
+    };
+    leaf(&given(&files, DAY).unwrap_or_else(|e| panic!("{e}")));
+}
+
+/// As `culvert install` makes them: constrained to the DNS names of the mesh's identities.
+#[test]
+fn an_authority_that_is_constrained_to_our_names_certifies_them() {
+    let dir = tempdir();
+    for (names, expected) in [
+        ("identity.culvert.cluster.local", Ok(())),
+        ("identity.other.cluster.local", Err(())),
+    ] {
+        let now = OffsetDateTime::now_utc();
+        let constrained = rcgen::NameConstraints {
+            permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName(names.into())],
+            excluded_subtrees: Vec::new(),
+        };
+        let authority = made_with(now + 2 * DAY, now + DAY, Some(&constrained));
+        install(dir.path(), &authority);
+        let authority = given(&files(dir.path()), DAY);
+        assert_eq!(
+            authority.as_ref().map(drop).map_err(drop),
+            expected,
+            "{names}"
+        );
+        if let Ok(authority) = authority {
+            is_accepted_on_both_sides(&authority);
+        }
+    }
+}
+
+/// An anchor and an issuer below it, which end when they are told to.
+pub(super) fn made(anchor_ends: OffsetDateTime, issuer_ends: OffsetDateTime) -> [String; 3] {
+    made_with(anchor_ends, issuer_ends, None)
+}
+
+fn made_with(
+    anchor_ends: OffsetDateTime,
+    issuer_ends: OffsetDateTime,
+    names: Option<&rcgen::NameConstraints>,
+) -> [String; 3] {
+    let (anchor_key, issuer_key) = (key(), key());
+    let params = |ends| {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_before = OffsetDateTime::now_utc() - 2 * DAY;
+        params.not_after = ends;
+        params.use_authority_key_identifier_extension = true;
+        params.name_constraints = names.cloned();
+        let name = ::rand::random::<u64>().to_string();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
+        params
+    };
+    let anchor = params(anchor_ends);
+    let anchor_pem = anchor
+        .self_signed(&anchor_key)
+        .unwrap_or_else(|e| panic!("{e}"))
+        .pem();
+    let signer = Issuer::from_params(&anchor, &anchor_key);
+    let issuer = params(issuer_ends).signed_by(&issuer_key, &signer);
+    let issuer_pem = issuer.unwrap_or_else(|e| panic!("{e}")).pem();
+    [anchor_pem, issuer_pem, issuer_key.serialize_pem()]
+}
+
+pub(super) fn install(dir: &Path, [anchors, issuer, key]: &[String; 3]) {
+    write(&dir.join("trust-anchors.pem"), anchors);
+    write(&dir.join("issuer.crt"), issuer);
+    write(&dir.join("issuer.key"), key);
+}
+
+#[test]
+fn no_leaf_outlives_the_anchor_and_nothing_is_signed_after_it() {
+    let dir = tempdir();
+    let now = OffsetDateTime::now_utc();
+    let seconds = |time: OffsetDateTime| time.unix_timestamp();
+    install(dir.path(), &made(now + DAY / 2, now + 10 * DAY));
+    let authority = given(&files(dir.path()), DAY).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(seconds(leaf(&authority).not_after), seconds(now + DAY / 2));
+    let [(_, anchor), (_, issuer)] = authority.expiring();
+    assert_eq!(seconds(anchor.not_after), seconds(now + DAY / 2));
+    assert_eq!(seconds(issuer.not_after), seconds(now + 10 * DAY));
+    for (anchor, issuer) in [(now - DAY, now + DAY), (now + DAY, now - DAY)] {
+        install(dir.path(), &made(anchor, issuer));
+        let text = refused(&files(dir.path()));
+        assert!(text.contains("ended at"), "{text}");
+    }
+}
+
+#[test]
+fn an_old_anchor_beside_the_one_that_vouches_does_no_harm() {
+    let dir = tempdir();
+    let now = OffsetDateTime::now_utc();
+    let [old, ..] = made(now - DAY, now - DAY);
+    let [new, issuer, key] = made(now + 10 * DAY, now + DAY);
+    install(dir.path(), &[format!("{old}{new}"), issuer, key]);
+    let authority = given(&files(dir.path()), DAY).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(authority.anchors().len(), 2);
+    leaf(&authority);
 }

@@ -5,12 +5,14 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::sync::watch;
+
+use super::material::{BadMaterial, Fingerprint, fingerprint, validity};
 
 /// How often the file is looked at. A mounted ConfigMap changes by a renamed directory, of which a
 /// file's watch says nothing.
@@ -23,6 +25,16 @@ pub(crate) struct Anchors {
     pub(crate) pem: Vec<u8>,
     /// As rustls has them.
     pub(crate) store: Arc<RootCertStore>,
+    /// Each of them.
+    pub(super) each: Vec<Anchor>,
+}
+
+/// One anchor. rustls lets it vouch for ever; control signs nothing that outlives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Anchor {
+    pub(super) fingerprint: Fingerprint,
+    pub(super) not_before: SystemTime,
+    pub(super) not_after: SystemTime,
 }
 
 /// The file has no usable anchor.
@@ -34,6 +46,8 @@ pub(crate) enum NoAnchors {
     Pem(#[from] rustls_pki_types::pem::Error),
     #[error("a certificate can't be an anchor: {0}")]
     Certificate(#[from] rustls::Error),
+    #[error("a certificate can't be read: {0}")]
+    Unreadable(#[from] BadMaterial),
     #[error("it holds no certificate")]
     Empty,
 }
@@ -43,9 +57,17 @@ pub(crate) enum NoAnchors {
 impl Anchors {
     /// Reads PEM.
     pub(crate) fn parse(pem: Vec<u8>) -> Result<Self, NoAnchors> {
-        let mut store = RootCertStore::empty();
+        let (mut store, mut each) = (RootCertStore::empty(), Vec::new());
         for certificate in CertificateDer::pem_slice_iter(&pem) {
-            store.add(certificate?)?;
+            let certificate = certificate?;
+            let (not_before, not_after) = validity(&certificate)?;
+            let fingerprint = fingerprint(&certificate);
+            each.push(Anchor {
+                fingerprint,
+                not_before,
+                not_after,
+            });
+            store.add(certificate)?;
         }
         if store.is_empty() {
             return Err(NoAnchors::Empty);
@@ -53,6 +75,7 @@ impl Anchors {
         Ok(Self {
             pem,
             store: Arc::new(store),
+            each,
         })
     }
 

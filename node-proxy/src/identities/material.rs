@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use culvert_api::identity::{Identity, IdentityDomain};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -16,6 +17,9 @@ use zeroize::Zeroizing;
 use super::anchors::Anchors;
 use crate::tls::{CredentialError, Credentials};
 
+/// SHA-256 of a certificate.
+pub(super) type Fingerprint = [u8; SHA256_OUTPUT_LEN];
+
 /// A private key with the certificates that control signed for it. Never printed.
 pub(super) struct Material {
     /// PKCS #8.
@@ -23,6 +27,15 @@ pub(super) struct Material {
     /// The leaf, then the intermediates.
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) not_before: SystemTime,
+    pub(super) not_after: SystemTime,
+    /// Who signed the leaf; none where the chain does not say.
+    pub(super) issuer: Option<Issuer>,
+}
+
+/// Who signed a leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Issuer {
+    pub(super) fingerprint: Fingerprint,
     pub(super) not_after: SystemTime,
 }
 
@@ -77,13 +90,17 @@ impl Material {
         chain: Vec<CertificateDer<'static>>,
     ) -> Result<Self, BadMaterial> {
         let leaf = chain.first().ok_or(BadMaterial::Empty)?;
-        let (_, leaf) = X509Certificate::from_der(leaf)
-            .map_err(|error| BadMaterial::Unreadable(error.to_string()))?;
-        let validity = leaf.validity();
-        let (not_before, not_after) = (validity.not_before, validity.not_after);
+        let (not_before, not_after) = validity(leaf)?;
+        let issuer = chain.get(1).map(|issuer| {
+            Ok::<_, BadMaterial>(Issuer {
+                fingerprint: fingerprint(issuer),
+                not_after: validity(issuer)?.1,
+            })
+        });
         Ok(Self {
-            not_before: time(not_before.timestamp()),
-            not_after: time(not_after.timestamp()),
+            not_before,
+            not_after,
+            issuer: issuer.transpose()?,
             key,
             chain,
         })
@@ -132,6 +149,25 @@ impl fmt::Debug for Material {
             .field("not_after", &self.not_after)
             .finish_non_exhaustive()
     }
+}
+
+/// SHA-256 of a certificate.
+pub(super) fn fingerprint(certificate: &CertificateDer<'_>) -> Fingerprint {
+    let digest = digest(&SHA256, certificate);
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.copy_from_slice(digest.as_ref());
+    fingerprint
+}
+
+/// From when to when a certificate holds.
+pub(super) fn validity(
+    certificate: &CertificateDer<'_>,
+) -> Result<(SystemTime, SystemTime), BadMaterial> {
+    let (_, certificate) = X509Certificate::from_der(certificate)
+        .map_err(|error| BadMaterial::Unreadable(error.to_string()))?;
+    let validity = certificate.validity();
+    let (not_before, not_after) = (validity.not_before, validity.not_after);
+    Ok((time(not_before.timestamp()), time(not_after.timestamp())))
 }
 
 fn time(timestamp: i64) -> SystemTime {

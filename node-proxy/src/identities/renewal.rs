@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     Anchors, Entry, Identities,
-    material::{BadMaterial, Material, Request},
+    material::{BadMaterial, Fingerprint, Material, Request},
     stored::{self, BadKey},
 };
 use crate::{backoff::Backoff, control_link::CertifyError};
@@ -22,6 +22,9 @@ const RENEW_AFTER: f64 = 0.7;
 
 /// How much earlier, at random: the certificates of a node are not all renewed at once.
 const JITTER: f64 = 0.05;
+
+/// Over how much time the certificates of another issuer are renewed: those of all nodes are.
+const SPREAD: Duration = Duration::from_secs(5);
 
 const SOONEST: Duration = Duration::from_secs(10);
 const LATEST: Duration = Duration::from_secs(24 * 3600);
@@ -59,25 +62,28 @@ enum When {
 enum Event {
     Due,
     Anchors,
+    Issuer,
 }
 
 /// Runs until it is aborted with the last pod of the identity.
 pub(super) async fn run(identities: Identities, entry: Arc<Entry>) {
     let mut anchors = identities.inner.anchors.clone();
+    let mut issuer = identities.inner.issuer.subscribe();
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-    let mut when = when(&entry);
     check_stored(&identities, &entry);
+    let mut when = when(&identities, &entry);
     loop {
-        match next(when, &mut anchors).await {
+        match next(when, &mut anchors, &mut issuer).await {
             Event::Anchors => {
                 check_stored(&identities, &entry);
                 when = rebuild(&identities, &entry);
             }
+            Event::Issuer => when = self::when(&identities, &entry),
             Event::Due => {
                 when = match renew(&identities, &entry).await {
                     Ok(()) => {
                         backoff.reset();
-                        self::when(&entry)
+                        scheduled(&entry)
                     }
                     Err(error) => {
                         let left = left(&entry).as_secs();
@@ -91,15 +97,21 @@ pub(super) async fn run(identities: Identities, entry: Arc<Entry>) {
     }
 }
 
-async fn next(when: When, anchors: &mut watch::Receiver<Option<Arc<Anchors>>>) -> Event {
-    let changed = async {
-        if anchors.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
+async fn next(
+    when: When,
+    anchors: &mut watch::Receiver<Option<Arc<Anchors>>>,
+    issuer: &mut watch::Receiver<Option<Fingerprint>>,
+) -> Event {
     tokio::select! {
-        () = changed => Event::Anchors,
+        () = changed(anchors) => Event::Anchors,
+        () = changed(issuer) => Event::Issuer,
         () = when.come(SystemTime::now) => Event::Due,
+    }
+}
+
+async fn changed<T>(of: &mut watch::Receiver<T>) {
+    if of.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -161,7 +173,7 @@ fn rebuild(identities: &Identities, entry: &Entry) -> When {
         }
     }
     match vouched {
-        Ok(()) => when(entry),
+        Ok(()) => when(identities, entry),
         Err(_) => When::In(Duration::ZERO),
     }
 }
@@ -178,8 +190,24 @@ fn check_stored(identities: &Identities, entry: &Entry) {
     }
 }
 
-/// When the next certificate is asked for.
-fn when(entry: &Entry) -> When {
+/// When the next certificate is asked for: soon, if control signs with another issuer meanwhile.
+fn when(identities: &Identities, entry: &Entry) -> When {
+    let signs = *identities.inner.issuer.borrow();
+    let held = entry.held.borrow();
+    let signed = held.as_ref().and_then(|held| held.material.issuer);
+    match (signs, signed) {
+        (Some(signs), Some(signed)) if signs != signed.fingerprint => {
+            When::In(SPREAD.mul_f64(rand::random_range(0.0..1.0)))
+        }
+        _ => {
+            drop(held);
+            scheduled(entry)
+        }
+    }
+}
+
+/// When the next certificate is asked for in time.
+fn scheduled(entry: &Entry) -> When {
     let held = entry.held.borrow();
     let Some(held) = held.as_ref() else {
         return When::In(Duration::ZERO);

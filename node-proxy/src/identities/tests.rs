@@ -4,6 +4,7 @@
 use std::os::fd::AsFd;
 
 use culvert_api::agent::FromProxy;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use super::*;
 use crate::{
@@ -170,6 +171,38 @@ async fn other_anchors_make_other_credentials_and_another_certificate() -> anyho
         fixture.control.signed().len() > 1 || !gathered(&fixture, FAILURES).is_empty()
     })
     .await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_another_issuer_signed_is_renewed_soon_and_once() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let identities = &fixture.proxy.identities;
+    identities.hold(&identity(), &key());
+    let before = identities.credentials(&identity()).await?;
+    let own = std::fs::read_to_string(fixture.control.dir.path().join("anchors.pem"))?;
+    let own = CertificateDer::from_pem_slice(own.as_bytes())?;
+    identities.signed_by(&material::fingerprint(&own));
+    let issuers = "control_identity_cert_issuer_expiration_timestamp_seconds";
+    assert_eq!(gathered(&fixture, issuers).len(), 1);
+    identities.signed_by(b"too short to be one");
+    identities.signed_by(&[1; 32]);
+    let now = || {
+        let entry = identities.find(&identity())?;
+        let held = entry.held.borrow().clone();
+        held.map(|held| held.credentials.clone())
+    };
+    let renewed = || now().is_some_and(|now| !Arc::ptr_eq(&now, &before));
+    eventually("the certificate is renewed", renewed).await;
+    assert_eq!(
+        fixture.control.signed().len(),
+        2,
+        "and not for its own issuer's sake"
+    );
+    // Whoever signed: control says once that it is another.
+    identities.signed_by(&[1; 32]);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(fixture.control.signed().len(), 2);
     Ok(())
 }
 

@@ -57,6 +57,8 @@ pub(crate) fn domain() -> IdentityDomain {
 /// A certificate authority.
 pub(crate) struct Authority {
     pub(crate) pem: String,
+    /// Its certificate in DER.
+    pub(crate) der: Vec<u8>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -84,9 +86,10 @@ impl Authority {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key)?.pem();
+        let certificate = params.self_signed(&key)?;
         Ok(Self {
-            pem,
+            pem: certificate.pem(),
+            der: certificate.der().to_vec(),
             issuer: Issuer::new(params, key),
         })
     }
@@ -337,7 +340,7 @@ impl Signer for Shared {
             .unwrap_or_else(|e| panic!("{e}"))
             .push(pod_uid);
         Ok(Response::new(v1::CertifyResponse {
-            chain: vec![leaf],
+            chain: vec![leaf, self.authority.der.clone()],
             not_after: 0,
             not_before: 0,
         }))
