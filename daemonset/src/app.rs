@@ -1,25 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Puts the parts together.
 
-use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use culvert_manifests::Source;
 use culvert_runtime::{admin::Admin, readiness::Readiness};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus::{Registry, process_collector::ProcessCollector};
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, spawn_blocking},
+};
 
 use crate::{
+    cni_install::Kept,
     cni_server::CniServer,
-    config::Config,
-    desired::Desired,
+    config::{Config, Origin},
+    cri::Cri,
+    desired::{Desired, OwnKernels, Problem, Rules},
     ebpf::Ebpf,
-    follow::Follower,
+    follow::{Follower, Inputs},
+    kubernetes::{self, Cluster, Standing},
     metrics::{Metrics, Steering},
     pods::Pods,
     proxy_link::{ProxyLink, hub::Hub},
+    reports::Reports,
+    running::Running,
     store::Store,
+    uninstall::{Own, Uninstall},
 };
 
 /// What /ready waits for.
@@ -33,7 +48,24 @@ pub struct Agent {
     proxies: ProxyLink,
     cni: CniServer,
     readiness: Readiness,
-    _source: Source,
+    _objects: Objects,
+    uninstall: Option<Uninstall>,
+}
+
+/// Where the objects come from, for as long as they are wanted.
+#[derive(Debug)]
+enum Objects {
+    Manifests { _source: Source },
+    Kubernetes(Cluster),
+}
+
+/// What is followed, and who tells of it.
+struct Following {
+    objects: Objects,
+    desired: watch::Receiver<Arc<Desired>>,
+    own_kernels: watch::Sender<Arc<OwnKernels>>,
+    reports: Reports,
+    trouble: mpsc::Receiver<Problem>,
 }
 
 /// Loads the programs, takes over the pods of an earlier agent, and binds the sockets.
@@ -47,30 +79,43 @@ pub async fn build(config: Config) -> anyhow::Result<Agent> {
     registry.register(Box::new(ProcessCollector::for_self()))?;
     let metrics = Metrics::register(&registry)?;
     let admin = serve_admin(config.admin, &registry, &readiness).await?;
-    std::fs::create_dir_all(&config.run_dir)
-        .with_context(|| format!("could not make {}", config.run_dir.display()))?;
+    make_directories(&config)?;
     let store = Store::open(&config.state_dir)?;
-    let (source, desired) = watch_manifests(&config, &store, &metrics).await?;
-    let ebpf = Ebpf::load(config.ebpf).await?;
+    let following = follow(&config, &store, &metrics, &readiness).await?;
+    let ebpf = Ebpf::load(config.ebpf.clone()).await?;
     readiness.done(EBPF);
-    let hub = Hub::new(config.node, ebpf.clone(), metrics.clone());
+    let hub = Hub::new(config.node.clone(), ebpf.clone(), metrics.clone());
     registry.register(Box::new(Steering::new(ebpf.clone(), hub.clone())?))?;
-    let pods = Pods::new(ebpf, hub.clone(), store, desired, metrics.clone());
+    let (desired, reports) = (following.desired.clone(), following.reports.clone());
+    let programs = ebpf.clone();
+    let pods = Pods::new(ebpf, hub.clone(), store, desired, metrics.clone(), reports);
     pods.restore().await?;
     let bind = |name: &str| config.run_dir.join(name);
     let (uid, path) = (config.proxy_uid, bind("proxy.sock"));
     let proxies =
         ProxyLink::bind(&path, uid, hub, metrics.clone()).with_context(|| cannot_bind(&path))?;
     let path = bind("cni.sock");
-    let cni = CniServer::bind(&path, pods.clone(), metrics).with_context(|| cannot_bind(&path))?;
+    let cni = CniServer::bind(&path, pods.clone(), metrics.clone());
+    let cni = cni.with_context(|| cannot_bind(&path))?;
     // After the socket is bound: from here on the plugin leaves no note without asking again.
-    tokio::spawn(pods.adopt_passed());
+    tokio::spawn(pods.clone().adopt_passed());
+    let install = config.cni.clone();
+    // From here on pods wait for the agent: never before somebody would answer them.
+    let kept = install.map(|install| install.keep(&registry)).transpose()?;
+    let (objects, standing) = go_on(
+        &config,
+        following,
+        pods.clone(),
+        (metrics, readiness.clone()),
+        kept.as_ref(),
+    )?;
     Ok(Agent {
         admin,
         proxies,
         cni,
         readiness,
-        _source: source,
+        uninstall: uninstall(config, &objects, standing, (pods, programs), kept),
+        _objects: objects,
     })
 }
 
@@ -80,6 +125,11 @@ impl Agent {
     /// Where metrics and readiness are served.
     pub const fn admin_address(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// How this agent and all that it did is taken from its node. None: it is not of a cluster.
+    pub fn uninstall(&mut self) -> Option<Uninstall> {
+        self.uninstall.take()
     }
 
     /// Serves until the future is dropped. The pods stay steered.
@@ -106,18 +156,174 @@ async fn serve_admin(
     Ok(addr)
 }
 
-async fn watch_manifests(
+/// The proxy may write in a directory of its own only, and can't make it.
+fn make_directories(config: &Config) -> anyhow::Result<()> {
+    let make = |dir: &Path| {
+        std::fs::create_dir_all(dir).with_context(|| format!("could not make {}", dir.display()))
+    };
+    make(&config.run_dir)?;
+    if let Some(dir) = proxy_dir(config) {
+        make(&dir)?;
+        let given = give(&dir, config.proxy_uid);
+        given.with_context(|| format!("could not give {} to culvert-proxy", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// Beside the agent's.
+fn proxy_dir(config: &Config) -> Option<PathBuf> {
+    match config.origin {
+        Origin::Manifests(_) => None,
+        Origin::Kubernetes { .. } => Some(config.state_dir.parent()?.join("proxy")),
+    }
+}
+
+/// Without CAP_FOWNER the mode is changed while it is ours.
+fn give(dir: &Path, uid: u32) -> std::io::Result<()> {
+    if dir.metadata()?.uid() == uid {
+        return Ok(());
+    }
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    chown(dir, Some(uid), Some(uid))
+}
+
+async fn follow(
     config: &Config,
     store: &Store,
     metrics: &Metrics,
-) -> anyhow::Result<(Source, watch::Receiver<Arc<Desired>>)> {
-    let dir = config.manifests.clone();
-    let source = spawn_blocking(move || Source::watch(dir)).await?;
-    let source =
-        source.with_context(|| format!("could not watch {}", config.manifests.display()))?;
-    let follower = Follower::new(&config.node, store.clone(), metrics.clone());
-    let desired = follower.follow(&source).await;
-    Ok((source, desired))
+    readiness: &Readiness,
+) -> anyhow::Result<Following> {
+    let (own_kernels, can_not) = watch::channel(Arc::default());
+    let (reports, trouble) = Reports::channel();
+    let rules = rules(config, store)?;
+    let follower = Follower::new(rules, store.clone(), metrics.clone());
+    let (objects, desired) = match &config.origin {
+        Origin::Manifests(dir) => follow_manifests(dir, follower, can_not).await?,
+        Origin::Kubernetes { kubeconfig } => {
+            let cluster = Cluster::watch(kubeconfig.as_deref(), &config.node).await?;
+            readiness.pending(kubernetes::PODS);
+            let listed = readiness.clone();
+            let listed = move || listed.done(kubernetes::PODS);
+            let desired = cluster.follow(follower, can_not, listed);
+            (Objects::Kubernetes(cluster), desired)
+        }
+    };
+    Ok(Following {
+        objects,
+        desired,
+        own_kernels,
+        reports,
+        trouble,
+    })
+}
+
+async fn follow_manifests(
+    dir: &Path,
+    follower: Follower,
+    own_kernels: watch::Receiver<Arc<OwnKernels>>,
+) -> anyhow::Result<(Objects, watch::Receiver<Arc<Desired>>)> {
+    let watched = dir.to_owned();
+    let source = spawn_blocking(move || Source::watch(watched)).await?;
+    let source = source.with_context(|| format!("could not watch {}", dir.display()))?;
+    let inputs = Inputs {
+        objects: source.objects(),
+        broken: source.problems(),
+        own_kernels,
+    };
+    let desired = follower.follow(inputs).await;
+    Ok((Objects::Manifests { _source: source }, desired))
+}
+
+/// Of a directory all is known at once, and what was before is nobody's business.
+fn rules(config: &Config, store: &Store) -> anyhow::Result<Rules> {
+    let unmeshed = match config.origin {
+        Origin::Manifests(_) => Vec::new(),
+        Origin::Kubernetes { .. } => store.opt_in()?.unmeshed_pods,
+    };
+    Ok(Rules {
+        node: config.node.clone(),
+        never_mesh: config.never_mesh.clone(),
+        unmeshed: unmeshed.into_iter().collect(),
+    })
+}
+
+/// What is done beside answering proxies and the CNI plugin.
+fn go_on(
+    config: &Config,
+    following: Following,
+    pods: Pods,
+    (metrics, readiness): (Metrics, Readiness),
+    kept: Option<&Kept>,
+) -> anyhow::Result<(Objects, Option<AbortHandle>)> {
+    let Following {
+        objects,
+        desired,
+        own_kernels,
+        reports: _,
+        trouble,
+    } = following;
+    if let Some(socket) = &config.cri_socket {
+        let cri = Cri::new(socket)?;
+        let running = Running::new(cri, pods.clone(), own_kernels, metrics.clone());
+        tokio::spawn(running.follow());
+    }
+    let Objects::Kubernetes(cluster) = &objects else {
+        return Ok((objects, None));
+    };
+    cluster.tell(&config.node, desired, trouble, metrics);
+    let node = kubernetes::Node::new(cluster, &config.node);
+    let at_start = (config.ebpf.cgroup.clone(), problems(config));
+    let chained = kept.map(Kept::status);
+    let standing = Standing::new((node, cluster), readiness, pods, chained, at_start);
+    let standing = tokio::spawn(standing.follow()).abort_handle();
+    Ok((objects, Some(standing)))
+}
+
+fn uninstall(
+    config: Config,
+    objects: &Objects,
+    standing: Option<AbortHandle>,
+    (pods, ebpf): (Pods, Ebpf),
+    kept: Option<Kept>,
+) -> Option<Uninstall> {
+    let Objects::Kubernetes(cluster) = objects else {
+        return None;
+    };
+    let mut leftovers: Vec<_> = proxy_dir(&config).into_iter().collect();
+    leftovers.push(config.state_dir);
+    leftovers.extend(["proxy.sock", "cni.sock"].map(|name| config.run_dir.join(name)));
+    Some(Uninstall {
+        own: Own::watch(&cluster.client(), &config.namespace, &config.daemonset),
+        cni: config.cni.zip(kept),
+        pods,
+        ebpf,
+        node: (config.node, cluster.clone()),
+        standing: standing?,
+        leftovers,
+    })
+}
+
+/// What is wrong with the node, and stays so until the agent is started again.
+fn problems(config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    if config.ebpf.kubelet_cgroup.is_none() {
+        problems.push(
+            "the kubelet's cgroup was not found: its probes are connections as any other, and \
+             fail where a pod lets in only who proves an identity; say it with --kubelet-cgroup"
+                .to_owned(),
+        );
+    }
+    if config.cri_socket.is_none() {
+        problems.push(
+            "no socket of a container runtime was found: pods that ran before Culvert came are \
+             not meshed until they are made again; say it with --cri-socket"
+                .to_owned(),
+        );
+    }
+    for problem in &problems {
+        tracing::warn!(problem, "Something is wrong with this node");
+    }
+    problems
 }
 
 /// Listeners, namespaces and netlink sockets of every pod are open all the time.

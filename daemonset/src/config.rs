@@ -2,6 +2,7 @@
 //! Flags and environment, and what they mean.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -12,7 +13,12 @@ use culvert_runtime::{
     config::{LogArgs, Mistakes},
     log::Format,
 };
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use crate::{
+    cgroups,
+    cni_install::{Install, InstallArgs},
+    cri,
+};
 
 /// The node agent of Culvert: steers the connections of this node's opted-in pods to culvert-proxy.
 ///
@@ -26,16 +32,69 @@ pub struct Args {
     node: String,
     /// Directory of Kubernetes manifests (*.yaml, *.yml, *.json) that is the cluster. Changes are
     /// picked up live.
-    #[arg(long, env = "CULVERT_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
+    #[arg(
+        long,
+        env = "CULVERT_MANIFESTS",
+        value_name = "DIR",
+        required_unless_present = "kubernetes"
+    )]
+    manifests: Option<PathBuf>,
+    /// Follow the cluster that this node is of, by its API server.
+    #[arg(long, env = "CULVERT_KUBERNETES", conflicts_with = "manifests")]
+    kubernetes: bool,
+    /// How to reach the API server. Without it as a pod of the cluster, or as kubectl would.
+    #[arg(
+        long,
+        env = "CULVERT_KUBECONFIG",
+        value_name = "FILE",
+        requires = "kubernetes"
+    )]
+    kubeconfig: Option<PathBuf>,
+    /// The namespace of Culvert itself. Its pods are never meshed.
+    #[arg(
+        long,
+        env = "CULVERT_NAMESPACE",
+        value_name = "NAME",
+        default_value = "culvert"
+    )]
+    namespace: String,
+    /// The socket of the container runtime, which knows the pods that ran before Culvert came.
+    /// With --kubernetes: the first of containerd's, CRI-O's, k3s', MicroK8s' and k0s' usual ones.
+    #[arg(long, env = "CULVERT_CRI_SOCKET", value_name = "FILE")]
+    cri_socket: Option<PathBuf>,
     /// The cgroup (v2) that all pods of this node are below, such as
-    /// /sys/fs/cgroup/kubepods.slice: connections of processes elsewhere are never steered.
-    #[arg(long, env = "CULVERT_CGROUP", value_name = "DIR")]
-    cgroup: PathBuf,
+    /// /sys/fs/cgroup/kubepods.slice: connections of processes elsewhere are never steered. With
+    /// --kubernetes it is looked for.
+    #[arg(
+        long,
+        env = "CULVERT_CGROUP",
+        value_name = "DIR",
+        required_unless_present = "kubernetes"
+    )]
+    cgroup: Option<PathBuf>,
     /// The kubelet's cgroup (v2): its probes reach the application without the proxy. Without it
-    /// probes are connections as any other.
+    /// probes are connections as any other. With --kubernetes it is looked for.
     #[arg(long, env = "CULVERT_KUBELET_CGROUP", value_name = "DIR")]
     kubelet_cgroup: Option<PathBuf>,
+    /// Namespaces whose pods are never meshed, beside Culvert's own.
+    #[arg(
+        long,
+        env = "CULVERT_NEVER_MESH",
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "kube-system"
+    )]
+    never_mesh: Vec<String>,
+    #[command(flatten)]
+    cni: InstallArgs,
+    /// The DaemonSet in --namespace that this agent is of: Culvert goes from the node with it.
+    #[arg(
+        long,
+        env = "CULVERT_DAEMONSET",
+        value_name = "NAME",
+        default_value = "culvert-agent"
+    )]
+    daemonset: String,
     /// This node's own directory for pinned eBPF. A bpffs is mounted there unless it lies in one.
     #[arg(
         long,
@@ -88,8 +147,18 @@ pub struct Args {
 pub struct Config {
     /// This node.
     pub node: String,
-    /// The directory that is the cluster.
-    pub manifests: PathBuf,
+    /// Where the objects of the cluster come from.
+    pub origin: Origin,
+    /// Culvert's own namespace.
+    pub namespace: String,
+    /// Namespaces whose pods are never meshed, Culvert's own among them.
+    pub never_mesh: BTreeSet<String>,
+    /// The socket of the container runtime, if pods are to be found by it.
+    pub cri_socket: Option<PathBuf>,
+    /// What to install for the container runtime, if anything.
+    pub cni: Option<Install>,
+    /// The agent's own DaemonSet.
+    pub daemonset: String,
     /// Where the programs are attached and pinned.
     pub ebpf: NodeOptions,
     /// What outlives the agent.
@@ -106,6 +175,18 @@ pub struct Config {
     pub log_format: Format,
 }
 
+/// Where the objects of the cluster come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A directory of manifests.
+    Manifests(PathBuf),
+    /// An API server.
+    Kubernetes {
+        /// How to reach it; none: as a pod, or as kubectl would.
+        kubeconfig: Option<PathBuf>,
+    },
+}
+
 // === impl Config ===
 
 impl TryFrom<Args> for Config {
@@ -114,30 +195,41 @@ impl TryFrom<Args> for Config {
     fn try_from(args: Args) -> Result<Self, Mistakes> {
         let mut mistakes = Mistakes::default();
         let node = mistakes.take(node(args.node));
-        let manifests = mistakes.take(directory("--manifests", args.manifests));
+        let origin = mistakes.take(origin(args.manifests, args.kubeconfig));
         let proxy_uid = mistakes.take(uid(&args.proxy_uid));
         let admin = mistakes.take(address("--admin", &args.admin));
-        let cgroup = mistakes.take(cgroup("--cgroup", args.cgroup));
-        let kubelet = args
-            .kubelet_cgroup
-            .map(|dir| cgroup_of_kubelet(&mut mistakes, dir));
-        let (Some(node), Some(manifests), Some(proxy_uid), Some(admin), Some(cgroup), true) = (
-            node,
-            manifests,
-            proxy_uid,
-            admin,
-            cgroup,
-            mistakes.0.is_empty(),
-        ) else {
+        let pods = mistakes.take(pods_cgroup(args.cgroup));
+        let kubelet = kubelet_cgroup(args.kubelet_cgroup, args.kubernetes, pods.as_deref());
+        let kubelet = mistakes.take(kubelet);
+        let never_mesh = never_mesh(args.kubernetes, &args.namespace, args.never_mesh);
+        let dirs = (&*args.run_dir, &*args.state_dir);
+        let cni = args.cni.install(args.kubernetes, dirs, &never_mesh);
+        let cni = mistakes.take(cni);
+        let (
+            Some(node),
+            Some(origin),
+            Some(proxy_uid),
+            Some(admin),
+            Some(cgroup),
+            Some(kubelet),
+            Some(cni),
+        ) = (node, origin, proxy_uid, admin, pods, kubelet, cni)
+        else {
             return Err(mistakes);
         };
+        let usual = || cri::usual_socket().filter(|_| args.kubernetes);
         Ok(Self {
             node,
-            manifests,
+            origin,
+            never_mesh,
+            cni,
+            daemonset: args.daemonset,
+            namespace: args.namespace,
+            cri_socket: args.cri_socket.or_else(usual),
             ebpf: NodeOptions {
                 dir: args.bpf_dir,
                 cgroup,
-                kubelet_cgroup: kubelet.flatten(),
+                kubelet_cgroup: kubelet,
                 debug: args.debug_ebpf,
             },
             state_dir: args.state_dir,
@@ -150,8 +242,39 @@ impl TryFrom<Args> for Config {
     }
 }
 
-fn cgroup_of_kubelet(mistakes: &mut Mistakes, dir: PathBuf) -> Option<PathBuf> {
-    mistakes.take(cgroup("--kubelet-cgroup", dir))
+fn origin(manifests: Option<PathBuf>, kubeconfig: Option<PathBuf>) -> Result<Origin, String> {
+    match manifests {
+        Some(dir) => Ok(Origin::Manifests(directory("--manifests", dir)?)),
+        None => Ok(Origin::Kubernetes { kubeconfig }),
+    }
+}
+
+/// A directory of manifests is a cluster in which nothing is anybody's own.
+fn never_mesh(kubernetes: bool, own: &str, others: Vec<String>) -> BTreeSet<String> {
+    let all = others.into_iter().chain([own.to_owned()]);
+    let all = all.map(|name| name.trim().to_owned());
+    all.filter(|name| kubernetes && !name.is_empty()).collect()
+}
+
+fn pods_cgroup(said: Option<PathBuf>) -> Result<PathBuf, String> {
+    let found = || cgroups::pods(&cgroups::hierarchy()?, std::process::id());
+    match said {
+        Some(dir) => cgroup("--cgroup", dir),
+        None => found().map_err(|error| format!("--cgroup: {error}")),
+    }
+}
+
+/// Without the pods' none is looked for.
+fn kubelet_cgroup(
+    said: Option<PathBuf>,
+    kubernetes: bool,
+    pods: Option<&Path>,
+) -> Result<Option<PathBuf>, String> {
+    match (said, pods.filter(|_| kubernetes), cgroups::hierarchy()) {
+        (Some(dir), ..) => cgroup("--kubelet-cgroup", dir).map(Some),
+        (None, Some(pods), Ok(root)) => Ok(cgroups::kubelet(&root, pods)),
+        (None, ..) => Ok(None),
+    }
 }
 
 fn node(name: String) -> Result<String, String> {
@@ -181,17 +304,13 @@ fn directory(flag: &str, path: PathBuf) -> Result<PathBuf, String> {
 /// The programs see only sockets of the unified hierarchy.
 fn cgroup(flag: &str, path: PathBuf) -> Result<PathBuf, String> {
     let path = directory(flag, path)?;
-    match is_cgroup2(&path) {
+    match cgroups::is_unified(&path) {
         true => Ok(path),
         false => Err(format!(
             "{flag}: {} is not in a cgroup v2 hierarchy (is this node on cgroup v1?)",
             path.display()
         )),
     }
-}
-
-fn is_cgroup2(path: &Path) -> bool {
-    statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
 #[cfg(test)]

@@ -2,22 +2,46 @@
 //! What this node's pods should be, worked out from the objects of the cluster. Pure.
 
 pub mod exclusions;
+mod judge;
+mod problem;
+mod workload;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 use culvert_api::{
-    annotations::{
-        self, Annotations, INJECT, SKIP_INBOUND_PORTS, SKIP_OUTBOUND_PORTS, SKIP_SUBNETS,
-    },
+    annotations::{self, Annotations},
     workload::{PodUid, Workload},
 };
 use culvert_manifests::Objects;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
-use self::exclusions::{BadItem, Exclusions};
+use self::{exclusions::Exclusions, workload::workload};
+pub use self::{
+    judge::is_own_kernel,
+    problem::{Fault, Kind, Problem, Severity, Subject},
+};
+
+/// Of a static pod's mirror on the API server: the uid that the kubelet knows the pod by
+/// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>).
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// By what pods are judged.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// The node whose pods count.
+    pub node: String,
+    /// Namespaces whose pods are never meshed.
+    pub never_mesh: BTreeSet<String>,
+    /// Pods that were known to be unmeshed before the objects are.
+    pub unmeshed: BTreeSet<String>,
+}
+
+/// Pods that the container runtime runs with a kernel of their own, and by what.
+pub type OwnKernels = BTreeMap<PodUid, String>;
 
 /// The pods of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +49,10 @@ pub struct Desired {
     pods: BTreeMap<PodUid, Wanted>,
     /// What users wrote and can't have.
     pub problems: BTreeSet<Problem>,
+    /// Whether all pods of the node are here, and not only those that can be told without objects.
+    pub complete: bool,
+    never_mesh: Arc<BTreeSet<String>>,
+    unmeshed: Arc<BTreeSet<String>>,
 }
 
 /// A pod of this node.
@@ -34,39 +62,8 @@ pub struct Wanted {
     pub workload: Workload,
     /// Whether it is opted in, and with what left alone.
     pub mesh: Option<Exclusions>,
-}
-
-/// Something that a user wrote and that can't be done.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
-    /// Namespace and name.
-    pub pod: String,
-    /// What.
-    pub fault: Fault,
-}
-
-/// What can't be done.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum Fault {
-    /// The pod has no network of its own.
-    #[error(
-        "the pod is opted in, but it shares its host's network (hostNetwork) and can't be meshed"
-    )]
-    HostNetwork,
-    /// Neither `enabled` nor `disabled`.
-    #[error("the annotation {} is {got:?}, expected \"enabled\" or \"disabled\": the pod is not meshed", INJECT[0])]
-    Inject {
-        /// As written.
-        got: String,
-    },
-    /// An exclusion list can't be read.
-    #[error("the annotation {annotation} can't be read, so that nothing is excluded by it: {bad}")]
-    Exclusion {
-        /// Its name.
-        annotation: &'static str,
-        /// The item.
-        bad: BadItem,
-    },
+    /// Whether all its containers are done for good: it has no sandbox, or soon none.
+    pub finished: bool,
 }
 
 /// How a runtime names a pod.
@@ -83,17 +80,30 @@ pub struct PodRef {
 // === impl Desired ===
 
 impl Desired {
-    /// Works out what the pods of `node` should be.
-    pub fn new(objects: &Objects, node: &str) -> Self {
-        let mut desired = Self::default();
+    /// What is known before there are objects.
+    pub fn unknown(rules: &Rules) -> Self {
+        Self {
+            never_mesh: Arc::new(rules.never_mesh.clone()),
+            unmeshed: Arc::new(rules.unmeshed.clone()),
+            ..Self::default()
+        }
+    }
+
+    /// Works out what the pods of the node should be.
+    pub fn new(objects: &Objects, rules: &Rules, own_kernels: &OwnKernels) -> Self {
+        let mut desired = Self {
+            never_mesh: Arc::new(rules.never_mesh.clone()),
+            complete: true,
+            ..Self::default()
+        };
         for ((namespace, name), pod) in &objects.pods {
             let spec = pod.spec.as_ref();
-            if spec.and_then(|spec| spec.node_name.as_deref()) != Some(node) {
+            if spec.and_then(|spec| spec.node_name.as_deref()) != Some(&rules.node) {
                 continue;
             }
             let of_namespace = objects.namespaces.get(namespace).map(|ns| &ns.metadata);
             let named = (namespace.as_str(), name.as_str());
-            desired.insert(named, pod, annotations_of(of_namespace));
+            desired.insert(named, pod, of_namespace, own_kernels);
         }
         desired
     }
@@ -103,16 +113,43 @@ impl Desired {
         self.pods.get(uid)
     }
 
-    /// The pod that a runtime names.
-    pub fn find(&self, pod: &PodRef) -> Option<&Wanted> {
+    /// All pods.
+    pub fn pods(&self) -> impl Iterator<Item = &Wanted> {
+        self.pods.values()
+    }
+
+    /// The pod that a runtime names: as the objects have it, or one that is unmeshed whatever
+    /// they say.
+    pub fn find(&self, pod: &PodRef) -> Option<Wanted> {
         let named = |wanted: &&Wanted| {
             let workload = &wanted.workload;
             workload.namespace == pod.namespace && workload.name == pod.name
         };
-        match &pod.uid {
+        let listed = match &pod.uid {
             Some(uid) => self.pods.get(uid).filter(named),
             None => self.pods.values().find(named),
-        }
+        };
+        listed.cloned().or_else(|| self.presume(pod))
+    }
+
+    /// So that what the cluster itself needs to start waits for no API server.
+    fn presume(&self, pod: &PodRef) -> Option<Wanted> {
+        let uid = pod.uid.clone()?;
+        let unmeshed =
+            self.never_mesh.contains(&pod.namespace) || self.unmeshed.contains(uid.0.as_str());
+        let workload = || Workload {
+            uid,
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            service_account: "default".to_owned(),
+            owner_kind: "pod".to_owned(),
+            owner_name: pod.name.clone(),
+        };
+        unmeshed.then(|| Wanted {
+            workload: workload(),
+            mesh: None,
+            finished: false,
+        })
     }
 
     /// The uids of the pods that are not opted in.
@@ -121,39 +158,50 @@ impl Desired {
         unmeshed.map(|(uid, _)| uid.0.clone()).collect()
     }
 
-    fn insert(&mut self, (namespace, name): (&str, &str), pod: &Pod, of_namespace: Annotations) {
+    fn insert(
+        &mut self,
+        (namespace, name): (&str, &str),
+        pod: &Pod,
+        of_namespace: Option<&ObjectMeta>,
+        own_kernels: &OwnKernels,
+    ) {
         let Some(uid) = pod.metadata.uid.clone().filter(|uid| !uid.is_empty()) else {
             // Not admitted by an API server or a sandbox yet.
             return;
         };
-        let mut faults = Vec::new();
+        let of_pod = annotations_of(Some(&pod.metadata));
+        let uid = PodUid(of_pod.get(MIRROR).cloned().unwrap_or(uid));
+        let place = judge::Place {
+            never_meshed: self.never_mesh.contains(namespace).then_some(namespace),
+            own_kernel: own_kernels.get(&uid).map(String::as_str),
+        };
         let annotations = Effective {
-            pod: annotations_of(Some(&pod.metadata)),
-            namespace: of_namespace,
+            pod: of_pod,
+            namespace: annotations_of(of_namespace),
         };
+        let judged = judge::judge(pod, &place, &annotations);
+        let finished = is_finished(pod);
         let wanted = Wanted {
-            workload: workload(PodUid(uid.clone()), (namespace, name), pod),
-            mesh: mesh(pod, &annotations, &mut faults),
+            workload: workload(uid.clone(), (namespace, name), pod),
+            mesh: judged.mesh,
+            finished,
         };
-        self.pods.insert(PodUid(uid), wanted);
+        self.pods.insert(uid, wanted);
+        if finished {
+            return;
+        }
+        let subject = Subject::pod(namespace, name, pod.metadata.uid.as_deref());
+        self.add_problems(&subject, judged.of_pod);
+        let uid = of_namespace.and_then(|of| of.uid.as_deref());
+        self.add_problems(&Subject::namespace(namespace, uid), judged.of_namespace);
+    }
+
+    fn add_problems(&mut self, subject: &Subject, faults: Vec<Fault>) {
         let problem = |fault| Problem {
-            pod: format!("{namespace}/{name}"),
+            subject: subject.clone(),
             fault,
         };
         self.problems.extend(faults.into_iter().map(problem));
-    }
-}
-
-// === impl Fault ===
-
-impl Fault {
-    /// The name that metrics know it by.
-    pub const fn label(&self) -> &'static str {
-        match self {
-            Self::HostNetwork => "host_network",
-            Self::Inject { .. } => "inject",
-            Self::Exclusion { .. } => "exclusion",
-        }
     }
 }
 
@@ -163,6 +211,7 @@ impl fmt::Display for PodRef {
     }
 }
 
+/// The annotations that hold for a pod.
 struct Effective {
     pod: Annotations,
     namespace: Annotations,
@@ -180,84 +229,13 @@ fn annotations_of(metadata: Option<&ObjectMeta>) -> Annotations {
         .unwrap_or_default()
 }
 
-fn mesh(pod: &Pod, annotations: &Effective, faults: &mut Vec<Fault>) -> Option<Exclusions> {
-    match annotations.value(INJECT) {
-        Some("enabled") => {}
-        Some("disabled") | None => return None,
-        Some(other) => {
-            let got = other.to_owned();
-            faults.push(Fault::Inject { got });
-            return None;
-        }
-    }
-    let spec = pod.spec.as_ref();
-    if spec.and_then(|spec| spec.host_network) == Some(true) {
-        faults.push(Fault::HostNetwork);
-        return None;
-    }
-    Some(exclusions(annotations, faults))
-}
-
-/// A list that can't be read excludes nothing: what should not be steered is noticed, what should
-/// be and is not would not be.
-fn exclusions(annotations: &Effective, faults: &mut Vec<Fault>) -> Exclusions {
-    Exclusions {
-        outbound_ports: list(annotations, SKIP_OUTBOUND_PORTS, exclusions::ports, faults),
-        inbound_ports: list(annotations, SKIP_INBOUND_PORTS, exclusions::ports, faults),
-        subnets: list(annotations, SKIP_SUBNETS, exclusions::subnets, faults),
-    }
-}
-
-fn list<T>(
-    annotations: &Effective,
-    names: [&'static str; 2],
-    parse: fn(&str) -> Result<Vec<T>, BadItem>,
-    faults: &mut Vec<Fault>,
-) -> Vec<T> {
-    let Some(value) = annotations.value(names) else {
-        return Vec::new();
-    };
-    parse(value).unwrap_or_else(|bad| {
-        let annotation = names[0];
-        faults.push(Fault::Exclusion { annotation, bad });
-        Vec::new()
-    })
-}
-
-fn workload(uid: PodUid, (namespace, name): (&str, &str), pod: &Pod) -> Workload {
-    let account = pod
-        .spec
+/// <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-phase>
+fn is_finished(pod: &Pod) -> bool {
+    let phase = pod
+        .status
         .as_ref()
-        .and_then(|spec| spec.service_account_name.clone());
-    let (owner_kind, owner_name) = owner(&pod.metadata, name);
-    Workload {
-        uid,
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        service_account: account
-            .filter(|account| !account.is_empty())
-            .unwrap_or_else(|| "default".to_owned()),
-        owner_kind,
-        owner_name,
-    }
-}
-
-/// A ReplicaSet of a Deployment is named after it and the hash of the pod template.
-fn owner(metadata: &ObjectMeta, name: &str) -> (String, String) {
-    let owners = metadata.owner_references.as_deref().unwrap_or_default();
-    let controller = owners.iter().find(|owner| owner.controller == Some(true));
-    let Some(owner) = controller.or_else(|| owners.first()) else {
-        return ("pod".to_owned(), name.to_owned());
-    };
-    let labels = metadata.labels.as_ref();
-    let hash = labels.and_then(|labels| labels.get("pod-template-hash"));
-    let deployment = hash
-        .filter(|_| owner.kind == "ReplicaSet")
-        .and_then(|hash| owner.name.strip_suffix(hash)?.strip_suffix('-'));
-    match deployment {
-        Some(deployment) => ("deployment".to_owned(), deployment.to_owned()),
-        None => (owner.kind.to_lowercase(), owner.name.clone()),
-    }
+        .and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 #[cfg(test)]

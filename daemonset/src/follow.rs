@@ -5,14 +5,14 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use culvert_api::cni::OptIn;
-use culvert_manifests::{Objects, Problem, Source};
+use culvert_manifests::{Objects, Problem};
 use tokio::{
     sync::watch,
     task::{JoinError, spawn_blocking},
 };
 
 use crate::{
-    desired::Desired,
+    desired::{Desired, OwnKernels, Rules},
     metrics::Metrics,
     store::{self, Store},
 };
@@ -20,7 +20,7 @@ use crate::{
 /// Follows the objects for one node.
 #[derive(Debug)]
 pub struct Follower {
-    node: String,
+    rules: Rules,
     store: Store,
     metrics: Metrics,
     /// What was said already.
@@ -29,13 +29,45 @@ pub struct Follower {
     saved: Option<OptIn>,
 }
 
+/// What the pods follow from. Where a channel's sender is gone, nothing changes any more.
+#[derive(Debug)]
+pub struct Inputs {
+    /// The objects of the cluster.
+    pub objects: watch::Receiver<Arc<Objects>>,
+    /// Manifests that can't be read.
+    pub broken: watch::Receiver<Arc<Vec<Problem>>>,
+    /// Pods that can't be steered, as their runtime says.
+    pub own_kernels: watch::Receiver<Arc<OwnKernels>>,
+}
+
+// === impl Inputs ===
+
+impl Inputs {
+    async fn changed(&mut self) {
+        tokio::select! {
+            Ok(()) = self.objects.changed() => {}
+            Ok(()) = self.broken.changed() => {}
+            Ok(()) = self.own_kernels.changed() => {}
+            else => std::future::pending().await,
+        }
+    }
+
+    fn latest(&mut self) -> (Arc<Objects>, Arc<Vec<Problem>>, Arc<OwnKernels>) {
+        (
+            Arc::clone(&self.objects.borrow_and_update()),
+            Arc::clone(&self.broken.borrow_and_update()),
+            Arc::clone(&self.own_kernels.borrow_and_update()),
+        )
+    }
+}
+
 // === impl Follower ===
 
 impl Follower {
     /// Begins with nothing.
-    pub fn new(node: &str, store: Store, metrics: Metrics) -> Self {
+    pub fn new(rules: Rules, store: Store, metrics: Metrics) -> Self {
         Self {
-            node: node.to_owned(),
+            rules,
             store,
             metrics,
             told: BTreeSet::new(),
@@ -43,40 +75,48 @@ impl Follower {
         }
     }
 
-    /// Follows a source on a task of its own until the source is dropped.
-    pub async fn follow(mut self, source: &Source) -> watch::Receiver<Arc<Desired>> {
-        let (mut objects, mut problems) = (source.objects(), source.problems());
-        let first = self.look(&mut objects, &mut problems).await;
+    /// Follows objects that are all there, on a task of its own.
+    pub async fn follow(mut self, mut inputs: Inputs) -> watch::Receiver<Arc<Desired>> {
+        let first = self.look(&mut inputs).await;
         let (sender, receiver) = watch::channel(first);
+        tokio::spawn(self.go_on(inputs, sender));
+        receiver
+    }
+
+    /// Follows objects that are all there when `synced` ends, on a task of its own. Until then
+    /// pods are unknown, and keep what they have.
+    pub fn follow_when(
+        mut self,
+        synced: impl Future<Output = ()> + Send + 'static,
+        mut inputs: Inputs,
+    ) -> watch::Receiver<Arc<Desired>> {
+        let unknown = Desired::unknown(&self.rules);
+        let (sender, receiver) = watch::channel(Arc::new(unknown));
         tokio::spawn(async move {
-            loop {
-                let changed = tokio::select! {
-                    changed = objects.changed() => changed,
-                    changed = problems.changed() => changed,
-                };
-                if changed.is_err() {
-                    return;
-                }
-                let desired = self.look(&mut objects, &mut problems).await;
-                sender.send_if_modified(|now| {
-                    let modified = **now != *desired;
-                    *now = desired;
-                    modified
-                });
-            }
+            synced.await;
+            let first = self.look(&mut inputs).await;
+            sender.send_replace(first);
+            self.go_on(inputs, sender).await;
         });
         receiver
     }
 
-    async fn look(
-        &mut self,
-        objects: &mut watch::Receiver<Arc<Objects>>,
-        problems: &mut watch::Receiver<Arc<Vec<Problem>>>,
-    ) -> Arc<Desired> {
-        let objects = Arc::clone(&objects.borrow_and_update());
-        let problems = Arc::clone(&problems.borrow_and_update());
-        let desired = Desired::new(&objects, &self.node);
-        self.tell(&desired, &problems);
+    async fn go_on(mut self, mut inputs: Inputs, sender: watch::Sender<Arc<Desired>>) {
+        loop {
+            inputs.changed().await;
+            let desired = self.look(&mut inputs).await;
+            sender.send_if_modified(|now| {
+                let modified = **now != *desired;
+                *now = desired;
+                modified
+            });
+        }
+    }
+
+    async fn look(&mut self, inputs: &mut Inputs) -> Arc<Desired> {
+        let (objects, broken, own_kernels) = inputs.latest();
+        let desired = Desired::new(&objects, &self.rules, &own_kernels);
+        self.tell(&desired, &broken);
         self.save(&desired).await;
         Arc::new(desired)
     }
@@ -84,10 +124,7 @@ impl Follower {
     /// Each problem once, and again when it came back.
     fn tell(&mut self, desired: &Desired, broken: &[Problem]) {
         self.metrics.count_problems(desired);
-        let of_pods = desired
-            .problems
-            .iter()
-            .map(|p| format!("{}: {}", p.pod, p.fault));
+        let of_pods = desired.problems.iter().map(ToString::to_string);
         let of_files = broken.iter().map(ToString::to_string);
         let now: BTreeSet<_> = of_pods.chain(of_files).collect();
         for problem in now.difference(&self.told) {

@@ -6,17 +6,24 @@
 //! that pod only; what steers a pod ([`enrolment`]) is pinned in the kernel and outlives the agent.
 
 pub mod app;
+mod cgroups;
+mod cni_install;
 mod cni_server;
 pub mod config;
+mod cri;
 mod desired;
 mod ebpf;
 mod enrolment;
 mod follow;
 mod keys;
+mod kubernetes;
 mod metrics;
 mod netns;
 mod pods;
 mod proxy_link;
+mod reports;
+mod running;
 mod store;
 #[cfg(test)]
 mod testing;
+mod uninstall;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `culvert-agent`: the node agent.
 
-use std::process::ExitCode;
+use std::{pin::pin, process::ExitCode};
 
 use culvert_agent::{
     app,
@@ -18,7 +18,8 @@ fn main() -> ExitCode {
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = %log::with_causes(error.as_ref()), "The agent failed");
+            let error = log::with_causes(error.as_ref());
+            tracing::error!(error, "The agent failed");
             ExitCode::FAILURE
         }
     }
@@ -26,12 +27,29 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(config: Config) -> anyhow::Result<()> {
-    let serve = async { Ok(app::build(config).await?.wait().await) };
-    tokio::select! {
-        served = serve => served.map(|never| match never {}),
-        signal = shutdown::requested() => {
-            tracing::info!(signal = signal?, "The agent stops; its pods stay steered");
-            Ok(())
+    let mut signal = pin!(shutdown::requested());
+    let mut agent = tokio::select! {
+        built = app::build(config) => built?,
+        signal = &mut signal => {
+            stay(signal?);
+            return Ok(());
         }
+    };
+    let uninstall = agent.uninstall();
+    let end = async {
+        let signal = signal.await?;
+        match uninstall {
+            Some(uninstall) if uninstall.is_wanted().await => uninstall.run().await,
+            _ => stay(signal),
+        }
+        Ok(())
+    };
+    tokio::select! {
+        never = agent.wait() => match never {},
+        ended = end => ended,
     }
+}
+
+fn stay(signal: &str) {
+    tracing::info!(signal, "The agent stops; its pods stay steered");
 }

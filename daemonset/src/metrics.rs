@@ -12,7 +12,11 @@ use prometheus::{
     proto::MetricFamily,
 };
 
-use crate::{desired::Desired, ebpf::Ebpf, proxy_link::hub::Hub};
+use crate::{
+    desired::{Desired, Fault},
+    ebpf::Ebpf,
+    proxy_link::hub::Hub,
+};
 
 /// From a millisecond to what an ADD may take at most, in seconds.
 const BUCKETS: [f64; 12] = [
@@ -52,6 +56,12 @@ pub struct Metrics {
     pub repairs: IntCounter,
     /// What users wrote and can't have, by reason.
     pub refused_annotations: IntGaugeVec,
+    /// Pods that ran already and were taken in, by who told of them.
+    pub adopted: IntCounterVec,
+    /// Questions to the container runtime that failed.
+    pub cri_failures: IntCounter,
+    /// Events of Kubernetes, by what became of them.
+    pub events: IntCounterVec,
 }
 
 // === impl Metrics ===
@@ -118,6 +128,20 @@ impl Metrics {
                 "What pods ask for by their annotations and can't have, by reason.",
                 "reason",
             )?,
+            adopted: registered.counters(
+                "pods_adopted_total",
+                "Pods that ran already when they were taken in, by who told of them.",
+                &["by"],
+            )?,
+            cri_failures: registered.counter(
+                "cri_failures_total",
+                "Questions to the container runtime that it did not answer.",
+            )?,
+            events: registered.counters(
+                "events_total",
+                "Events about pods and namespaces, by what became of them.",
+                &["result"],
+            )?,
         };
         registered.build_info()?;
         for state in ["enrolled", "unmeshed", "failed"] {
@@ -128,7 +152,7 @@ impl Metrics {
 
     /// Counts what users wrote and can't have.
     pub fn count_problems(&self, desired: &Desired) {
-        let mut counts = BTreeMap::from([("host_network", 0), ("inject", 0), ("exclusion", 0)]);
+        let mut counts = BTreeMap::from(Fault::LABELS.map(|label| (label, 0)));
         for problem in &desired.problems {
             *counts.entry(problem.fault.label()).or_default() += 1;
         }

@@ -143,9 +143,18 @@ where
     receiver.await.map_err(|_| Error::Panicked)
 }
 
+/// Runtimes say /var/run/netns, which is /run/netns on every node, and in no container
+/// (<https://refspecs.linuxfoundation.org/FHS_3.0/fhs/ch05s13.html>).
+fn at_run(path: &Path) -> PathBuf {
+    match path.strip_prefix("/var/run") {
+        Ok(below) => Path::new("/run").join(below),
+        Err(_) => path.to_owned(),
+    }
+}
+
 /// Only on a thread that ends afterwards.
 fn open(path: &Path) -> Result<Netns, Error> {
-    let opened = File::open(path).map_err(|source| Error::Open {
+    let opened = File::open(at_run(path)).map_err(|source| Error::Open {
         path: path.to_owned(),
         source,
     })?;
@@ -193,6 +202,15 @@ mod tests {
         let left = tempfile::NamedTempFile::new().unwrap_or_else(|e| panic!("{e}"));
         let got = Netns::open(left.path()).await;
         assert!(matches!(got, Err(Error::NotNamespace { .. })), "{got:?}");
+    }
+
+    #[test]
+    fn var_run_is_run() {
+        assert_eq!(
+            at_run(Path::new("/var/run/netns/a")),
+            Path::new("/run/netns/a")
+        );
+        assert_eq!(at_run(Path::new("/x/var/run")), Path::new("/x/var/run"));
     }
 
     #[tokio::test]

@@ -7,11 +7,12 @@ mod fault;
 mod follow;
 mod leave;
 mod state;
+mod withdraw;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -29,6 +30,7 @@ use crate::{
     ebpf::{self, Ebpf},
     metrics::Metrics,
     proxy_link::hub::Hub,
+    reports::Reports,
     store::{Interface, Record, Store},
 };
 
@@ -57,6 +59,10 @@ pub struct Shared {
     pub desired: watch::Receiver<Arc<Desired>>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Who is told of a pod's trouble.
+    pub reports: Reports,
+    /// Whether all pods are to leave the mesh, whatever anybody wants.
+    leaving: AtomicBool,
     actors: Mutex<BTreeMap<String, mpsc::UnboundedSender<Command>>>,
 }
 
@@ -72,6 +78,10 @@ enum Command {
     /// Of all interfaces of a network but these.
     Keep(String, BTreeSet<String>, oneshot::Sender<Response>),
     Restore(Box<Record>, oneshot::Sender<Response>),
+    /// Do what is wanted now, and say whether anything steers it or its connections still.
+    Follow(oneshot::Sender<Response>),
+    /// Let go of it, whatever becomes of its connections.
+    Release(oneshot::Sender<Response>),
 }
 
 // === impl Pods ===
@@ -84,6 +94,7 @@ impl Pods {
         store: Store,
         desired: watch::Receiver<Arc<Desired>>,
         metrics: Metrics,
+        reports: Reports,
     ) -> Self {
         let shared = Shared {
             ebpf,
@@ -91,6 +102,8 @@ impl Pods {
             store,
             desired,
             metrics,
+            reports,
+            leaving: AtomicBool::new(false),
             actors: Mutex::default(),
         };
         Self {
@@ -107,6 +120,18 @@ impl Pods {
     pub async fn add(&self, attachment: Attachment) -> Response {
         let id = attachment.container_id.clone();
         self.ask(&id, |reply| Command::Add(attachment, reply)).await
+    }
+
+    /// Takes in a pod that runs already.
+    pub async fn take_in(&self, attachment: Attachment) -> Response {
+        let id = attachment.container_id.clone();
+        self.ask(&id, |reply| Command::Adopt(attachment, reply))
+            .await
+    }
+
+    /// Whether a sandbox was added or taken in.
+    pub fn knows(&self, container_id: &str) -> bool {
+        self.shared.lock().contains_key(container_id)
     }
 
     /// Lets go of a pod. One that is not known is gone.
@@ -185,12 +210,12 @@ impl Pods {
             .as_ref()
             .is_none_or(|netns| !netns.exists());
         if !gone {
-            let adopted = self
-                .ask(&id, |reply| Command::Adopt(attachment, reply))
-                .await;
+            let adopted = self.take_in(attachment).await;
             if matches!(adopted, Response::Failed { .. }) {
                 return;
             }
+            let adopted = &self.shared.metrics.adopted;
+            adopted.with_label_values(&["plugin"]).inc();
         }
         tracing::info!(
             container.id = id,

@@ -199,6 +199,12 @@ impl Store {
         write(&self.dir.join("opt-in.json"), opt_in, File::sync_data)
     }
 
+    /// The uids of the pods that were unmeshed when that was last written.
+    pub fn opt_in(&self) -> Result<OptIn, Error> {
+        let opt_in = read(&self.dir.join("opt-in.json"))?;
+        Ok(opt_in.unwrap_or_default())
+    }
+
     /// The pods that the CNI plugin let pass while no agent was there, each with its note.
     pub fn passed(&self) -> Vec<(PathBuf, Attachment)> {
         let entries = fs::read_dir(self.dir.join(PASSED_DIR))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whether a namespace still has TCP sockets with a mark of ours: those of connections through the
-//! proxy. The kernel filters by the mark itself, so that nothing but a count comes back.
+//! TCP sockets with a mark of ours in a namespace: those of connections through the proxy. The
+//! kernel filters by the mark itself.
 
 use std::{io, mem::size_of};
 
@@ -8,14 +8,16 @@ use culvert_api::agent::Family;
 use culvert_ebpf_abi::{MARK_IN, MARK_MASK, MARK_OUT};
 use nix::libc;
 use rtnetlink::{
-    packet_core::{NLM_F_DUMP, NLM_F_REQUEST},
+    packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST},
     sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG},
 };
 
 use super::addresses::FAMILIES;
 
-/// Of <https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/sock_diag.h#L7>.
+/// Of <https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/sock_diag.h#L7>, as the
+/// next. It needs CONFIG_INET_DIAG_DESTROY, which distributions have.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
 /// Of <https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/inet_diag.h>, as the rest.
 const INET_DIAG_REQ_BYTECODE: u16 = 1;
 const INET_DIAG_BC_MARK_COND: u8 = 10;
@@ -25,32 +27,61 @@ const STATES: u32 = 0x1fff & !((1 << 6) | (1 << 7) | (1 << 10));
 
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
+/// Of an `inet_diag_msg` and of an `inet_diag_req_v2`: family and state before the identity, and
+/// family, protocol, extensions, padding and states.
+const ID_IN_ANSWER: usize = HEADER + 4;
+const ID_IN_REQUEST: usize = HEADER + 8;
+const ID: usize = 48;
+
+/// A socket as the kernel names it: `inet_diag_sockid`.
+type SocketId = [u8; ID];
 
 /// Whether a connection through the proxy is left in the namespace that the calling thread is in.
 pub fn any() -> io::Result<bool> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    for family in FAMILIES {
-        for mark in [MARK_IN, MARK_OUT] {
-            if has(&socket, family, mark)? {
-                return Ok(true);
-            }
+    let socket = open()?;
+    for (family, mark) in all() {
+        if !list(&socket, family, mark)?.is_empty() {
+            return Ok(true);
         }
     }
     Ok(false)
 }
 
-fn has(socket: &Socket, family: Family, mark: u32) -> io::Result<bool> {
+/// Resets the connections through the proxy, and says how many there were.
+pub fn end_all() -> io::Result<usize> {
+    let socket = open()?;
+    let mut ended = 0;
+    for (family, mark) in all() {
+        for id in list(&socket, family, mark)? {
+            end(&socket, family, &id)?;
+            ended += 1;
+        }
+    }
+    Ok(ended)
+}
+
+fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    Ok(socket)
+}
+
+fn all() -> impl Iterator<Item = (Family, u32)> {
+    let marks = |family| [MARK_IN, MARK_OUT].map(|mark| (family, mark));
+    FAMILIES.into_iter().flat_map(marks)
+}
+
+fn list(socket: &Socket, family: Family, mark: u32) -> io::Result<Vec<SocketId>> {
     socket.send_to(&request(family, mark), &SocketAddr::new(0, 0), 0)?;
-    let mut found = false;
+    let mut found = Vec::new();
     loop {
         let (answer, _) = socket.recv_from_full()?;
         for message in Messages(&answer) {
             match message? {
-                Kind::Socket => found = true,
+                Kind::Socket(id) => found.push(id),
                 Kind::Done => return Ok(found),
                 // A kernel without this family.
-                Kind::Error(libc::ENOENT) => return Ok(false),
+                Kind::Error(libc::ENOENT) => return Ok(Vec::new()),
                 Kind::Error(errno) => return Err(io::Error::from_raw_os_error(errno)),
                 Kind::Other => {}
             }
@@ -58,14 +89,30 @@ fn has(socket: &Socket, family: Family, mark: u32) -> io::Result<bool> {
     }
 }
 
-/// A netlink header, an `inet_diag_req_v2` and the filter.
-fn request(family: Family, mark: u32) -> Vec<u8> {
-    let filter = filter(mark);
-    let mut bytes = Vec::with_capacity(HEADER + REQUEST + filter.len());
+/// One that ended by itself meanwhile is fine.
+fn end(socket: &Socket, family: Family, id: &SocketId) -> io::Result<()> {
+    socket.send_to(&destruction(family, id), &SocketAddr::new(0, 0), 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    match Messages(&answer).next().transpose()? {
+        Some(Kind::Error(0 | libc::ENOENT)) => Ok(()),
+        Some(Kind::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),
+        _ => Err(broken()),
+    }
+}
+
+fn destruction(family: Family, id: &SocketId) -> Vec<u8> {
+    let mut bytes = head(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, family, REQUEST);
+    bytes[ID_IN_REQUEST..ID_IN_REQUEST + ID].copy_from_slice(id);
+    bytes
+}
+
+/// A netlink header and an `inet_diag_req_v2` that names no socket, before so much.
+fn head(kind: u16, flags: u16, family: Family, length: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER + length);
     let length = u32::try_from(bytes.capacity()).unwrap_or(u32::MAX);
     bytes.extend(length.to_ne_bytes());
-    bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
     bytes.extend([0; 8]);
     let family = match family {
         Family::V4 => libc::AF_INET,
@@ -75,6 +122,14 @@ fn request(family: Family, mark: u32) -> Vec<u8> {
     bytes.extend([0; 2]);
     bytes.extend(STATES.to_ne_bytes());
     bytes.resize(HEADER + REQUEST, 0);
+    bytes
+}
+
+/// The filter behind it.
+fn request(family: Family, mark: u32) -> Vec<u8> {
+    let filter = filter(mark);
+    let flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut bytes = head(SOCK_DIAG_BY_FAMILY, flags, family, REQUEST + filter.len());
     bytes.extend(filter);
     bytes
 }
@@ -97,7 +152,7 @@ fn filter(mark: u32) -> Vec<u8> {
 }
 
 enum Kind {
-    Socket,
+    Socket(SocketId),
     Done,
     Error(i32),
     Other,
@@ -115,13 +170,15 @@ impl Iterator for Messages<'_> {
         }
         let Some((length, kind)) = header(self.0) else {
             self.0 = &[];
-            let text = "the kernel answered with a broken netlink message";
-            return Some(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
+            return Some(Err(broken()));
         };
         let kind = match i32::from(kind) {
             libc::NLMSG_DONE => Kind::Done,
             libc::NLMSG_ERROR => Kind::Error(error(self.0)),
-            _ if kind == SOCK_DIAG_BY_FAMILY => Kind::Socket,
+            _ if kind == SOCK_DIAG_BY_FAMILY => match id(self.0) {
+                Some(id) => Kind::Socket(id),
+                None => Kind::Other,
+            },
             _ => Kind::Other,
         };
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -136,6 +193,15 @@ fn header(bytes: &[u8]) -> Option<(usize, u16)> {
     (length >= HEADER && length <= bytes.len()).then_some((length, kind))
 }
 
+fn id(bytes: &[u8]) -> Option<SocketId> {
+    bytes.get(ID_IN_ANSWER..ID_IN_ANSWER + ID)?.try_into().ok()
+}
+
+fn broken() -> io::Error {
+    let text = "the kernel answered with a broken netlink message";
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
 fn error(bytes: &[u8]) -> i32 {
     let code = bytes.get(HEADER..HEADER + size_of::<i32>());
     let code = code.and_then(|code| code.try_into().ok());
@@ -144,7 +210,10 @@ fn error(bytes: &[u8]) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::{
+        io::Write,
+        net::{TcpListener, TcpStream},
+    };
 
     use nix::sys::socket::{setsockopt, sockopt::Mark};
 
@@ -159,6 +228,27 @@ mod tests {
         setsockopt(&stream, Mark, &mark)?;
         let during = any()?;
         Ok([before, during])
+    }
+
+    /// Whether a connection with the mark of a proxy's, and one without, still carry a byte.
+    fn ended() -> io::Result<(usize, [bool; 2])> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let connect = || TcpStream::connect(listener.local_addr()?);
+        let (mut ours, mut other) = (connect()?, connect()?);
+        setsockopt(&ours, Mark, &MARK_OUT)?;
+        let ended = end_all()?;
+        Ok((ended, [ours.write(b"a").is_ok(), other.write(b"a").is_ok()]))
+    }
+
+    #[tokio::test]
+    async fn connections_with_our_marks_are_ended_and_others_are_not() {
+        let pod = TestNetns::new("ended");
+        pod.ip("link set lo up");
+        let netns = Netns::open(pod.path())
+            .await
+            .unwrap_or_else(|e| panic!("{e}"));
+        let got = netns.run(ended).await.unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(got.unwrap_or_else(|e| panic!("{e}")), (1, [false, true]));
     }
 
     #[tokio::test]

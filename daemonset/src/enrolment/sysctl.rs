@@ -1,9 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The sysctls of a steered pod's namespace.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-const ROOT: &str = "/proc/sys/net";
+/// Whichever procfs it is, it shows the namespace of who looks. That of a container is read-only
+/// unless the container is privileged: there the node's is mounted beside it
+/// (<https://elixir.bootlin.com/linux/v6.18/source/net/sysctl_net.c#L30>).
+const ROOTS: [&str; 2] = ["/host/proc/sys/net", "/proc/sys/net"];
 
 /// What is set, and why:
 /// - `tcp_fwmark_accept`: what the application accepts from the proxy takes the mark of the SYN,
@@ -38,7 +45,7 @@ pub struct Error {
 pub fn read() -> Result<Before, Error> {
     let mut before = Before::new();
     for name in WANTED {
-        match fs::read_to_string(Path::new(ROOT).join(name)) {
+        match fs::read_to_string(path(name)) {
             Ok(value) => drop(before.insert(name.to_owned(), value.trim().to_owned())),
             // A kernel without IPv6.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -74,8 +81,13 @@ pub fn differences() -> Result<Vec<String>, Error> {
         .collect())
 }
 
+fn path(name: &str) -> PathBuf {
+    let root = ROOTS.iter().find(|root| Path::new(root).is_dir());
+    Path::new(root.unwrap_or(&ROOTS[1])).join(name)
+}
+
 fn write(name: &str, value: &str) -> Result<(), Error> {
-    fs::write(Path::new(ROOT).join(name), value).map_err(|source| failed(name, source))
+    fs::write(path(name), value).map_err(|source| failed(name, source))
 }
 
 fn failed(name: &str, source: io::Error) -> Error {

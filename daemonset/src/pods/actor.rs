@@ -146,6 +146,8 @@ impl Actor {
                 drop(reply.send(self.leave(collect).await));
             }
             Command::Check(reply) => drop(reply.send(self.check().await)),
+            Command::Follow(reply) => drop(reply.send(self.follow_now().await)),
+            Command::Release(reply) => drop(reply.send(self.release_now().await)),
             Command::Restore(record, reply) => {
                 drop(reply.send(self.restore(*record).await));
             }
@@ -209,11 +211,16 @@ impl Actor {
         let known = desired.wait_for(|desired| desired.find(pod).is_some());
         let known = timeout(POD_WAIT, known).await;
         let wanted = known.ok().and_then(Result::ok);
-        wanted
-            .and_then(|desired| desired.find(pod).cloned())
-            .ok_or_else(|| Fault::UnknownPod {
-                pod: pod.to_string(),
-            })
+        let wanted = wanted.and_then(|desired| desired.find(pod));
+        let wanted = wanted.ok_or_else(|| Fault::UnknownPod {
+            pod: pod.to_string(),
+        })?;
+        Ok(self.unless_leaving(wanted))
+    }
+
+    fn unless_leaving(&self, wanted: Wanted) -> Wanted {
+        let mesh = wanted.mesh.filter(|_| !self.shared.is_leaving());
+        Wanted { mesh, ..wanted }
     }
 
     pub(super) fn done(&self) -> Response {
@@ -224,8 +231,16 @@ impl Actor {
 
     /// What the pod should be; none when the agent has not heard of it.
     pub(super) fn wanted(&mut self) -> Option<Wanted> {
-        let uid = &self.attached.as_ref()?.record.workload.uid;
-        self.desired.borrow_and_update().pod(uid).cloned()
+        let workload = &self.attached.as_ref()?.record.workload;
+        let wanted = self.desired.borrow_and_update().pod(&workload.uid).cloned();
+        let anybody = || Wanted {
+            workload: workload.clone(),
+            mesh: None,
+            finished: false,
+        };
+        let leaving = self.shared.is_leaving();
+        let wanted = wanted.or_else(|| leaving.then(anybody))?;
+        Some(self.unless_leaving(wanted))
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
     state::{Attached, Pace, State, Told},
 };
 use crate::{
-    desired::{Wanted, exclusions::Exclusions},
+    desired::{self, Problem, Subject, Wanted, exclusions::Exclusions},
     enrolment::{self, Differences, Enrolment, Namespace, sysctl},
     netns::Netns,
     proxy_link::hub::Handover,
@@ -218,6 +218,9 @@ impl Actor {
             pod.name = %attached.record.workload, times, error = %fault,
             "Could not steer a pod"
         );
+        self.shared
+            .reports
+            .tell(not_steered(&attached.record, &fault));
         self.change(|_| State::Failed(times));
         self.wake_in(Duration::from_secs(1 << times.min(6)));
         fault
@@ -373,5 +376,14 @@ impl Actor {
                 self.wake_in(DRAIN);
             }
         }
+    }
+}
+
+fn not_steered(record: &Record, fault: &Fault) -> Problem {
+    let pod = &record.workload;
+    let error = fault.to_string();
+    Problem {
+        subject: Subject::pod(&pod.namespace, &pod.name, Some(&pod.uid.0)),
+        fault: desired::Fault::NotSteered { error },
     }
 }

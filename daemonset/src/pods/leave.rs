@@ -11,7 +11,7 @@ use super::{
     state::{Attached, State},
 };
 use crate::{
-    ebpf::Ebpf,
+    ebpf::{self, Ebpf},
     enrolment::{self, Namespace, listeners::Listeners},
     netns::Netns,
     store::{Interfaces, Phase, Record},
@@ -203,19 +203,23 @@ impl Actor {
             Phase::Unmeshed | Phase::Draining => Ok(()),
         };
         if let Err(error) = unpinned {
-            tracing::error!(
-                netns.cookie = cookie, %error,
-                "Could not unpin what steered a pod: tried again when its namespace is gone"
-            );
-            let pods = Pods {
-                shared: Arc::clone(&self.shared),
-            };
-            tokio::spawn(pods.bury(BTreeSet::from([record.cookie])));
+            self.unpin_later(record, &error);
         }
         if let Err(error) = self.shared.store.remove(&record.key()) {
             tracing::error!(%error, "Could not forget a pod");
         }
         tracing::info!(pod.name = %record.workload, netns.cookie = cookie, "Let go of a pod");
+    }
+
+    fn unpin_later(&self, record: &Record, error: &ebpf::Error) {
+        tracing::error!(
+            netns.cookie = %record.cookie, %error,
+            "Could not unpin what steered a pod: tried again when its namespace is gone"
+        );
+        let pods = Pods {
+            shared: Arc::clone(&self.shared),
+        };
+        tokio::spawn(pods.bury(BTreeSet::from([record.cookie])));
     }
 }
 

@@ -7,6 +7,8 @@ mod life;
 mod many;
 mod node;
 mod proxy;
+mod running;
+mod runtime;
 mod talk;
 mod trust;
 mod versions;

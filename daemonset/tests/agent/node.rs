@@ -115,6 +115,11 @@ impl Node {
 
     /// Starts the agent and waits until it is ready.
     pub fn start(&mut self, proxy_uid: u32) {
+        self.start_with(proxy_uid, &[]);
+    }
+
+    /// Starts the agent with more flags and waits until it is ready.
+    pub fn start_with(&mut self, proxy_uid: u32, more: &[&str]) {
         let log = fs::File::create(self.path("log")).unwrap_or_else(|e| panic!("{e}"));
         let arg = |name: &str| self.path(name).display().to_string();
         let agent = Command::new(env!("CARGO_BIN_EXE_culvert-agent"))
@@ -123,6 +128,7 @@ impl Node {
             .args(["--bpf-dir", &arg("bpf/node"), "--state-dir", &arg("state")])
             .args(["--run-dir", &arg("run"), "--admin", "127.0.0.1:0"])
             .args(["--proxy-uid", &proxy_uid.to_string(), "--log", "debug"])
+            .args(more)
             .stderr(log)
             .spawn();
         self.agent = Some(agent.unwrap_or_else(|e| panic!("{e}")));
