@@ -15,7 +15,7 @@ use crate::error::Error;
 /// The newest version of the specification that is spoken.
 pub const NEWEST: &str = "1.1.0";
 /// Every version that is spoken.
-pub const SUPPORTED: [&str; 3] = ["0.4.0", "1.0.0", NEWEST];
+pub use culvert_api::cni::CNI_VERSIONS as SUPPORTED;
 
 /// What libcni sends with GC; the second name was in the specification by mistake
 /// (<https://github.com/containernetworking/cni/issues/1101>).

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `culvert-cni`, a chained CNI plugin (<https://www.cni.dev/docs/spec/>, 0.4.0, 1.0.0 and 1.1.0):
+//! `culvert-cni`, a chained CNI plugin (<https://www.cni.dev/docs/spec/>, 0.3.0 to 1.1.0):
 //! it hands ADD, DEL, CHECK, GC and STATUS to the node's agent and prints what the runtime wants.
 //!
 //! It never talks to Kubernetes and never loads anything: one connection to the agent's Unix

@@ -95,7 +95,7 @@ fn speaks(verb: Verb, version: &str) -> Result<(), Error> {
         expected,
     };
     if !config::SUPPORTED.contains(&version) {
-        return Err(wrong("cniVersion 0.4.0, 1.0.0 or 1.1.0"));
+        return Err(wrong("cniVersion 0.3.0, 0.3.1, 0.4.0, 1.0.0 or 1.1.0"));
     }
     if matches!(verb, Verb::Gc | Verb::Status) && version != config::NEWEST {
         return Err(wrong("cniVersion 1.1.0, the first that has GC and STATUS"));

@@ -14,7 +14,7 @@ use culvert_api::cni::{self, Request, Response};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
+const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 const PREV_RESULT: &str = r#"{"ips":[{"address":"10.0.0.2/24"}],  "x":1.50, "cniVersion":"1.0.0"}"#;
 
 struct Fixture {
@@ -226,7 +226,7 @@ fn gc_and_status_come_with_1_1_0() {
         failure(&plugin("GC", "", &fixture.config("1.1.0", "")))["code"],
         7
     );
-    for version in ["0.4.0", "1.0.0"] {
+    for version in ["0.3.1", "0.4.0", "1.0.0"] {
         for command in ["GC", "STATUS"] {
             let object = failure(&plugin(command, "", &fixture.config(version, "")));
             assert_eq!(
@@ -358,7 +358,7 @@ fn mistakes_give_one_object_with_the_specs_code() {
     for (command, stdin, code, word) in [
         ("ADD", alone.as_str(), 7, "chained"),
         ("ADD", &unknown, 7, "agentSokcet"),
-        ("ADD", &fixture.config("0.3.1", ""), 1, "1.1.0"),
+        ("ADD", &fixture.config("0.2.0", ""), 1, "1.1.0"),
         ("ADD", &fixture.config("1.2.0", ""), 1, "1.1.0"),
         ("ADD", "", 6, "EOF"),
         ("ADD", "[]", 6, "map"),

@@ -103,6 +103,10 @@ pub async fn serve(channel: Channel, version: u32, hub: &Hub, metrics: &Metrics)
     };
     hub.disconnect(id);
     metrics.proxies.dec();
+    note_end(id, &ended);
+}
+
+fn note_end(id: ConnectionId, ended: &Ended) {
     match ended {
         Ended::Channel(Error::Closed) => {
             tracing::info!(connection = id.0, "A proxy disconnected");

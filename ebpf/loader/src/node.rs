@@ -194,6 +194,16 @@ impl Node {
         self.pins.collect_other_versions()
     }
 
+    /// Detaches and unpins everything, of all versions: nothing is steered any more. What is loaded
+    /// goes with this process.
+    ///
+    /// # Errors
+    /// What reading and removing said.
+    pub fn remove_all(&mut self) -> Result<(), Error> {
+        self.lookups.clear();
+        self.pins.remove_all()
+    }
+
     /// What the programs did for a pod; zeros for one that is neither enrolled nor attached.
     ///
     /// # Errors

@@ -81,6 +81,18 @@ impl Pins {
         Ok(others.len())
     }
 
+    /// Removes the directories of all versions, and the node's when it is no mount.
+    pub(crate) fn remove_all(&self) -> Result<(), Error> {
+        self.collect_other_versions()?;
+        remove_tree(&self.version())?;
+        match fs::remove_dir(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::ResourceBusy => {
+                Err(Error::io("remove the directory", &self.dir)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes over the map of exempt sockets of another version, if there is one and none of our own:
     /// a proxy goes on with the sockets that an earlier agent exempted, and the hooks of this
     /// version are to leave them alone too. So this map is the same in all versions.

@@ -25,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Chain<'a> {
     space: &'a Space,
+    bin: PathBuf,
     plugins: Vec<Value>,
 }
 
@@ -86,10 +87,16 @@ impl<'a> Chain<'a> {
     /// As containerd has it.
     pub fn new(space: &'a Space) -> anyhow::Result<Self> {
         let file = space.path("cni/net.d/10-culvert.conflist");
+        Self::of(space, &file, space.path("cni/bin"))
+    }
+
+    /// As a file has it.
+    pub fn of(space: &'a Space, file: &Path, bin: PathBuf) -> anyhow::Result<Self> {
         let list: Value = serde_json::from_slice(&fs::read(file)?)?;
         let plugins = list["plugins"].as_array().cloned();
         Ok(Self {
             space,
+            bin,
             plugins: plugins.context("the conflist has no plugins")?,
         })
     }
@@ -114,8 +121,7 @@ impl<'a> Chain<'a> {
         of: &Attachment,
         stdin: &str,
     ) -> anyhow::Result<Output> {
-        let dir = self.space.path("cni/bin");
-        let plugin = dir.join(kind).display().to_string();
+        let plugin = self.bin.join(kind).display().to_string();
         let mut command = self.space.command(&plugin);
         command
             .env("CNI_COMMAND", verb)
@@ -123,7 +129,7 @@ impl<'a> Chain<'a> {
             .env("CNI_NETNS", &of.netns)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_ARGS", &of.args)
-            .env("CNI_PATH", dir);
+            .env("CNI_PATH", &self.bin);
         let mut running = Running::start(&mut command)?;
         running.say(stdin)?;
         running.finish(PATIENCE)

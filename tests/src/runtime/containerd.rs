@@ -19,6 +19,15 @@ const SOON: Duration = Duration::from_secs(30);
 /// Where distributions put the reference CNI plugins.
 const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
+/// The directories that a container runtime is told of.
+#[derive(Clone, Debug)]
+pub struct Cni {
+    /// Of network configurations.
+    pub net: PathBuf,
+    /// Of plugins.
+    pub bin: PathBuf,
+}
+
 /// containerd that runs on a node, or was killed.
 #[derive(Debug)]
 pub struct Containerd {
@@ -36,12 +45,17 @@ impl Containerd {
     /// of [`image::archives`].
     pub fn start(sandbox: &Sandbox, node: &str) -> anyhow::Result<Self> {
         let space = Space::new(sandbox, node)?;
-        plugins(&space.path("cni/bin"))?;
+        let cni = Cni::below(&space.path("cni"))?;
+        let culvert = binaries::product("culvert-cni")?;
+        symlink(culvert, cni.bin.join("culvert-cni"))?;
         let conflist = conflist(&sandbox.node_root(node))?;
-        let dir = space.path("cni/net.d");
-        fs::create_dir_all(&dir)?;
-        fs::write(dir.join("10-culvert.conflist"), conflist.to_string())?;
-        fs::write(space.path("containerd.toml"), config(&space))?;
+        fs::write(cni.net.join("10-culvert.conflist"), conflist.to_string())?;
+        Self::start_in(sandbox, space, &cni)
+    }
+
+    /// Starts it with the network that these directories have.
+    pub fn start_in(sandbox: &Sandbox, space: Space, cni: &Cni) -> anyhow::Result<Self> {
+        fs::write(space.path("containerd.toml"), config(&space, cni))?;
         let mut containerd = Self {
             cri: Cri::new(&space.path("containerd.sock"))?,
             process: None,
@@ -120,25 +134,27 @@ impl Drop for Containerd {
     }
 }
 
-/// A directory of the plugins that the chain needs, and `loopback`, which containerd calls.
-fn plugins(dir: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(dir)?;
-    for name in ["bridge", "host-local", "portmap", "loopback"] {
-        let found = PLUGINS.iter().map(|at| Path::new(at).join(name));
-        let mut found = found.filter(|path| path.exists());
-        let plugin = found
-            .next()
-            .with_context(|| format!("no CNI plugin {name}"))?;
-        symlink(plugin, dir.join(name))?;
+// === impl Cni ===
+
+impl Cni {
+    /// With the reference plugins that the chain needs, and `loopback`, which containerd calls.
+    pub fn below(dir: &Path) -> anyhow::Result<Self> {
+        let (net, bin) = (dir.join("net.d"), dir.join("bin"));
+        fs::create_dir_all(&net)?;
+        fs::create_dir_all(&bin)?;
+        for name in ["bridge", "host-local", "portmap", "loopback"] {
+            let found = PLUGINS.iter().map(|at| Path::new(at).join(name));
+            let mut found = found.filter(|path| path.exists());
+            let plugin = found.next();
+            let plugin = plugin.with_context(|| format!("no CNI plugin {name}"))?;
+            symlink(plugin, bin.join(name))?;
+        }
+        Ok(Self { net, bin })
     }
-    Ok(symlink(
-        binaries::product("culvert-cni")?,
-        dir.join("culvert-cni"),
-    )?)
 }
 
-/// That of the node, whose bridge and addresses both kinds of pods share.
-fn conflist(node: &Path) -> anyhow::Result<Value> {
+/// That of the node, whose bridge and addresses both kinds of pods share, with `portmap` last.
+pub fn conflist(node: &Path) -> anyhow::Result<Value> {
     let file = node.join("cni/net.d/10-culvert.conflist");
     let mut list: Value = serde_json::from_slice(&fs::read(file)?)?;
     let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
@@ -150,7 +166,7 @@ fn conflist(node: &Path) -> anyhow::Result<Value> {
 }
 
 /// Without CAP_SYS_RESOURCE nothing may lower its `oom_score_adj`.
-fn config(space: &Space) -> String {
+fn config(space: &Space, cni: &Cni) -> String {
     let at = |name| space.path(name).display().to_string();
     format!(
         r#"version = 2
@@ -170,7 +186,7 @@ state = "{state}"
         state = at("state"),
         socket = at("containerd.sock"),
         pause = image::PAUSE,
-        bin = at("cni/bin"),
-        net = at("cni/net.d"),
+        bin = cni.bin.display(),
+        net = cni.net.display(),
     )
 }

@@ -22,7 +22,7 @@ pub const APP: &str = "localhost/culvert-app:1";
 pub const TESTAPP: &str = "/bin/culvert-testapp";
 
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 5] = ["sh", "sleep", "cat", "wget", "true"];
+const APPLETS: [&str; 6] = ["sh", "sleep", "cat", "grep", "wget", "true"];
 const SOON: Duration = Duration::from_secs(30);
 
 /// Makes [`PAUSE`] and [`APP`] as archives that `ctr images import` and `podman load` read.
