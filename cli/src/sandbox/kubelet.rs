@@ -183,13 +183,13 @@ impl Kubelet {
 
     fn publish(&self, wanted: &Wanted) -> io::Result<()> {
         let namespaces = wanted.namespaces.iter();
-        let namespaces = namespaces.map(|(name, it)| (format!("namespace-{name}.json"), it));
+        let namespaces = namespaces.map(|(name, it)| (format!("namespace-{name}.json"), &**it));
         self.publish_kind("namespace", namespaces)?;
         let nodes = wanted.nodes.iter();
-        let nodes = nodes.map(|(name, it)| (format!("node-{name}.json"), it));
+        let nodes = nodes.map(|(name, it)| (format!("node-{name}.json"), &**it));
         self.publish_kind("node", nodes)?;
         let accounts = wanted.service_accounts.iter();
-        let accounts = accounts.map(|((ns, name), it)| (file("serviceaccount", ns, name), it));
+        let accounts = accounts.map(|((ns, name), it)| (file("serviceaccount", ns, name), &**it));
         self.publish_kind("serviceaccount", accounts)?;
         let services = wanted.services.iter();
         let services = services.map(|((ns, name), it)| (file("service", ns, name), it));

@@ -121,7 +121,7 @@ impl Kubelet {
         let of_pod = pod.metadata.annotations.as_ref();
         let (of_pod, of_namespace) = (of_pod.unwrap_or(&none), of_namespace.unwrap_or(&none));
         match effective(DEFAULT_INBOUND_POLICY, of_pod, of_namespace) {
-            None | Some("all-unauthenticated") => "permissive".into(),
+            None | Some("all-unauthenticated" | "audit") => "permissive".into(),
             Some(_) => "strict".into(),
         }
     }

@@ -31,11 +31,11 @@ pub struct Running {
 #[derive(Debug, Default)]
 pub struct Wanted {
     /// By name.
-    pub namespaces: BTreeMap<String, Namespace>,
+    pub namespaces: BTreeMap<String, Arc<Namespace>>,
     /// By name: what manifests say of the sandbox's nodes.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: BTreeMap<String, Arc<Node>>,
     /// By namespace and name.
-    pub service_accounts: BTreeMap<Key, ServiceAccount>,
+    pub service_accounts: BTreeMap<Key, Arc<ServiceAccount>>,
     /// With their addresses.
     pub services: BTreeMap<Key, Service>,
     /// Those of deployments too.
@@ -60,15 +60,19 @@ pub fn expand(
     wanted.add_nodes(objects, nodes);
     wanted.add_services(objects, ips);
     for (key, pod) in &objects.pods {
-        wanted.add_pod("pod", key, Arc::new(pod.clone()), running);
+        wanted.add_pod("pod", key, Arc::clone(pod), running);
     }
     for (key, deployment) in &objects.deployments {
-        let verdict = supported::deployment(deployment);
+        let verdict = supported::deployment(&**deployment);
         let carried_out = wanted.judge("deployment", key, verdict);
         match ReplicaSet::of(deployment).filter(|_| carried_out) {
             Some(set) => wanted.add_replicas(key, &set, running),
             None => wanted.keep(key, running),
         }
+    }
+    for key in objects.endpoint_slices.iter().flat_map(BTreeMap::keys) {
+        let reason = "the endpoints of the sandbox's services are the pods that they select";
+        wanted.refuse("endpointslice", key, reason.to_owned());
     }
     wanted.problems.sort();
     wanted.problems.dedup();
@@ -93,17 +97,21 @@ impl Wanted {
             ..ObjectMeta::default()
         };
         let default = self.namespaces.entry(DEFAULT_NAMESPACE.to_owned());
-        default.or_insert_with(|| Namespace {
-            metadata: named(None, DEFAULT_NAMESPACE),
-            ..Namespace::default()
+        default.or_insert_with(|| {
+            Arc::new(Namespace {
+                metadata: named(None, DEFAULT_NAMESPACE),
+                ..Namespace::default()
+            })
         });
         for namespace in self.namespaces.keys() {
             let account = self
                 .service_accounts
                 .entry((namespace.clone(), "default".to_owned()));
-            account.or_insert_with(|| ServiceAccount {
-                metadata: named(Some(namespace), "default"),
-                ..ServiceAccount::default()
+            account.or_insert_with(|| {
+                Arc::new(ServiceAccount {
+                    metadata: named(Some(namespace), "default"),
+                    ..ServiceAccount::default()
+                })
             });
         }
     }
@@ -119,13 +127,16 @@ impl Wanted {
                 self.refuse("node", &key, reason);
             }
             if self.judge("node", &key, supported::node(node)) && exists {
-                self.nodes.insert(name.clone(), node.clone());
+                self.nodes.insert(name.clone(), Arc::clone(node));
             }
         }
     }
 
     fn add_services(&mut self, objects: &Objects, ips: &mut ClusterIps) {
-        let mut services = objects.services.clone();
+        let services = objects.services.iter();
+        let mut services: BTreeMap<_, _> = services
+            .map(|(key, service)| (key.clone(), Service::clone(service)))
+            .collect();
         services.retain(|key, service| {
             let exists = self.in_namespace("service", key);
             self.judge("service", key, supported::service(service)) && exists

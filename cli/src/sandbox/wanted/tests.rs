@@ -7,6 +7,10 @@ fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap_or_else(|e| panic!("{e}"))
 }
 
+fn arc<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
+    Arc::new(read(value))
+}
+
 fn key(name: &str) -> Key {
     ("shop".into(), name.into())
 }
@@ -15,7 +19,7 @@ fn shop() -> Objects {
     let mut objects = Objects::default();
     objects
         .namespaces
-        .insert("shop".into(), read(json!({"metadata": {"name": "shop"}})));
+        .insert("shop".into(), arc(json!({"metadata": {"name": "shop"}})));
     objects
 }
 
@@ -35,7 +39,7 @@ fn with_deployment(replicas: i32, command: &str) -> Objects {
     let meta = json!({"name": "web", "namespace": "shop"});
     objects
         .deployments
-        .insert(key("web"), read(json!({"metadata": meta, "spec": spec})));
+        .insert(key("web"), arc(json!({"metadata": meta, "spec": spec})));
     objects
 }
 
@@ -97,7 +101,7 @@ fn a_refused_deployment_leaves_its_pods_alone() {
     let first = run(&with_deployment(2, "a"), &BTreeMap::new());
     let mut broken = with_deployment(3, "b");
     for deployment in broken.deployments.values_mut() {
-        if let Some(spec) = deployment.spec.template.spec.as_mut() {
+        if let Some(spec) = Arc::make_mut(deployment).spec.template.spec.as_mut() {
             spec.host_network = Some(true);
         }
     }
@@ -112,13 +116,16 @@ fn a_missing_namespace_or_account_is_named() {
     let mut objects = shop();
     let mut lost = pod("lost", spec("a"));
     lost.metadata.namespace = Some("nowhere".into());
-    objects.pods.insert(("nowhere".into(), "lost".into()), lost);
+    objects
+        .pods
+        .insert(("nowhere".into(), "lost".into()), Arc::new(lost));
     let mut nobody = pod("nobody", spec("a"));
     if let Some(spec) = &mut nobody.spec {
         spec.service_account_name = Some("ghost".into());
     }
-    objects.pods.insert(key("nobody"), nobody);
-    objects.pods.insert(key("fine"), pod("fine", spec("a")));
+    objects.pods.insert(key("nobody"), Arc::new(nobody));
+    let fine = Arc::new(pod("fine", spec("a")));
+    objects.pods.insert(key("fine"), fine);
     let wanted = run(&objects, &BTreeMap::new());
     assert_eq!(wanted.pods.keys().collect::<Vec<_>>(), [&key("fine")]);
     let reasons: Vec<_> = wanted
@@ -147,7 +154,7 @@ fn services_get_addresses_or_are_refused() {
         let meta = json!({"name": name, "namespace": "shop"});
         objects
             .services
-            .insert(key(name), read(json!({"metadata": meta, "spec": spec})));
+            .insert(key(name), arc(json!({"metadata": meta, "spec": spec})));
     }
     let wanted = run(&objects, &BTreeMap::new());
     assert_eq!(wanted.services.keys().collect::<Vec<_>>(), [&key("web")]);
@@ -159,11 +166,11 @@ fn nodes_of_the_sandbox_may_have_labels_and_nothing_else() {
     let mut objects = shop();
     let labels = json!({"topology.kubernetes.io/zone": "east"});
     let labelled = json!({"metadata": {"name": "n1", "labels": labels}});
-    objects.nodes.insert("n1".into(), read(labelled.clone()));
-    objects.nodes.insert("n3".into(), read(labelled));
+    objects.nodes.insert("n1".into(), arc(labelled.clone()));
+    objects.nodes.insert("n3".into(), arc(labelled));
     let taints = json!([{"key": "a", "effect": "NoSchedule"}]);
     let tainted = json!({"metadata": {"name": "n2"}, "spec": {"taints": taints}});
-    objects.nodes.insert("n2".into(), read(tainted));
+    objects.nodes.insert("n2".into(), arc(tainted));
     let wanted = run(&objects, &BTreeMap::new());
     assert_eq!(wanted.nodes.keys().collect::<Vec<_>>(), ["n1"]);
     let problems = wanted.problems.iter().map(Problem::clone);
@@ -175,4 +182,18 @@ fn nodes_of_the_sandbox_may_have_labels_and_nothing_else() {
             "node n3: there is no such node, the sandbox has n1, n2: see --nodes"
         ]
     );
+}
+
+#[test]
+fn a_slice_of_endpoints_is_refused() {
+    let slice = arc(json!({"metadata": {"name": "web-1"}, "addressType": "IPv4", "endpoints": []}));
+    let endpoint_slices = Some(BTreeMap::from([(key("web-1"), slice)]));
+    let objects = Objects {
+        endpoint_slices,
+        ..shop()
+    };
+    let wanted = run(&objects, &BTreeMap::new());
+    assert_eq!(wanted.problems.len(), 1);
+    assert_eq!(wanted.problems[0].place, "endpointslice shop/web-1");
+    assert!(wanted.problems[0].refused);
 }

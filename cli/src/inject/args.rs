@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `culvert inject` and `culvert uninject` as they are written.
+
+use clap::{Args, ValueEnum};
+use culvert_api::policy::InboundPolicy;
+
+/// `culvert inject`.
+#[derive(Debug, Args)]
+pub struct InjectArgs {
+    /// Files or directories of manifests (*.yaml, *.yml, *.json), or - for standard input.
+    #[arg(required = true, value_name = "FILE|DIR|-")]
+    pub from: Vec<String>,
+    /// Who may connect: all-unauthenticated, all-authenticated, audit or deny.
+    #[arg(long, value_name = "POLICY", value_parser = policy)]
+    pub default_inbound_policy: Option<String>,
+    /// Ports whose protocol is not looked for, e.g. 3306,8000-8100; in place of the default ones.
+    #[arg(long, value_name = "PORTS")]
+    pub opaque_ports: Option<String>,
+    /// Ports of the pod whose connections don't go through the proxy.
+    #[arg(long, value_name = "PORTS")]
+    pub skip_inbound_ports: Option<String>,
+    /// Ports of others, connections to which don't go through the proxy.
+    #[arg(long, value_name = "PORTS")]
+    pub skip_outbound_ports: Option<String>,
+    /// Log each request that the pods serve.
+    #[arg(long, value_name = "FORMAT")]
+    pub access_log: Option<AccessLog>,
+    /// For Linkerd's users: there is no sidecar, so nothing is there to be injected by hand. The same as without it.
+    #[arg(long)]
+    pub manual: bool,
+}
+
+/// `culvert uninject`.
+#[derive(Debug, Args)]
+pub struct UninjectArgs {
+    /// Files or directories of manifests (*.yaml, *.yml, *.json), or - for standard input.
+    #[arg(required = true, value_name = "FILE|DIR|-")]
+    pub from: Vec<String>,
+}
+
+/// How requests are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccessLog {
+    /// The combined log format.
+    Apache,
+    /// One object a line.
+    Json,
+}
+
+fn policy(name: &str) -> Result<String, String> {
+    match InboundPolicy::named(name) {
+        Some(_) => Ok(name.to_owned()),
+        None => Err("expected all-unauthenticated, all-authenticated, audit or deny".to_owned()),
+    }
+}
+
+// === impl InjectArgs ===
+
+impl InjectArgs {
+    /// The annotations that are to be there.
+    pub fn annotations(&self) -> Vec<(&'static str, String)> {
+        let log = self.access_log.map(|format| match format {
+            AccessLog::Apache => "apache".to_owned(),
+            AccessLog::Json => "json".to_owned(),
+        });
+        let more = [
+            (
+                "culvert.io/default-inbound-policy",
+                self.default_inbound_policy.clone(),
+            ),
+            ("culvert.io/opaque-ports", self.opaque_ports.clone()),
+            (
+                "culvert.io/skip-inbound-ports",
+                self.skip_inbound_ports.clone(),
+            ),
+            (
+                "culvert.io/skip-outbound-ports",
+                self.skip_outbound_ports.clone(),
+            ),
+            ("culvert.io/access-log", log),
+        ];
+        let more = more
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, value?)));
+        std::iter::once((super::INJECT, "enabled".to_owned()))
+            .chain(more)
+            .collect()
+    }
+}
