@@ -4,7 +4,7 @@
 BIN := target/release
 PROCESSES := -p culvert -p culvert-agent -p culvert-cni -p culvert-control -p culvert-proxy
 
-.PHONY: help demo test test-unit test-net lint build ebpf ebpf-check bench bench-quick setup-demo setup-test clean-sandboxes
+.PHONY: help demo test test-unit test-net e2e images lint build ebpf ebpf-check bench bench-quick setup-demo setup-test clean-sandboxes
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,13 @@ test-unit: setup-test ## Tests that need no sandbox: pure ones, pipes, the kerne
 
 test-net: setup-test build ## Tests of the real binaries in sandboxes of network namespaces
 	cargo test --release -p culvert-tests --no-fail-fast -- --test-threads=1
+
+e2e: setup-test images ## Install Culvert on a real Kubernetes of two nodes, break what can break, and take it away again
+	tests/kubernetes/setup.sh
+	cargo test --release -p culvert-tests --test e2e -- --ignored --nocapture
+
+images: build ## Container images of the five programs in target/images, without a registry
+	scripts/images
 
 lint: ## Formatting and clippy, warnings are errors
 	cargo fmt --all --check

@@ -22,7 +22,7 @@ use culvert_tests::{
 };
 use serde_json::Value;
 
-const PODS: u8 = 90;
+const PODS: u8 = 99;
 const LONG: Duration = Duration::from_secs(180);
 
 fn main() -> anyhow::Result<()> {
@@ -47,8 +47,8 @@ fn main() -> anyhow::Result<()> {
     suite.step("throughput", throughput);
     suite.step("what the CNI plugin adds by itself", plugin);
     suite.step(
-        "memory of a proxy and time of ADD with 100 pods",
-        hundred_pods,
+        "memory of a proxy and an agent and time of ADD with 110 pods",
+        full_node,
     );
     suite.finish()
 }
@@ -132,7 +132,7 @@ fn one_status(binary: &Path, config: &[u8]) -> anyhow::Result<Duration> {
     Ok(begin.elapsed())
 }
 
-fn hundred_pods(sandbox: &Sandbox) -> anyhow::Result<()> {
+fn full_node(sandbox: &Sandbox) -> anyhow::Result<()> {
     let node = "n1";
     memory(sandbox, node, "with 1 enrolled pod")?;
     let before = adds(sandbox, node)?;
@@ -147,7 +147,7 @@ fn hundred_pods(sandbox: &Sandbox) -> anyhow::Result<()> {
     }
     wait_until_added(sandbox, node, before.0 + f64::from(PODS))?;
     told(sandbox, node, before, "all at once")?;
-    memory(sandbox, node, "with 101 enrolled pods")
+    memory(sandbox, node, "with 110 enrolled pods")
 }
 
 fn add(sandbox: &Sandbox, node: &str, name: &str) -> anyhow::Result<()> {
@@ -180,11 +180,14 @@ fn told(sandbox: &Sandbox, node: &str, before: (f64, f64), how: &str) -> anyhow:
 }
 
 fn memory(sandbox: &Sandbox, node: &str, when: &str) -> anyhow::Result<()> {
-    let bytes = sandbox.metric(Daemon::Proxy(node), "process_resident_memory_bytes", &[])?;
-    eprintln!(
-        "    the proxy of {node} has {:.1} MiB {when}",
-        bytes / f64::from(1 << 20)
-    );
+    for (name, daemon) in [
+        ("proxy", Daemon::Proxy(node)),
+        ("agent", Daemon::Agent(node)),
+    ] {
+        let bytes = sandbox.metric(daemon, "process_resident_memory_bytes", &[])?;
+        let mib = bytes / f64::from(1 << 20);
+        eprintln!("    the {name} of {node} has {mib:.1} MiB {when}");
+    }
     let load = fs::read_to_string("/proc/loadavg")?;
     eprintln!("    load of the machine: {}", load.trim());
     Ok(())

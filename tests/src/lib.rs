@@ -11,6 +11,7 @@ pub mod app;
 pub mod binaries;
 pub mod calls;
 pub mod capture;
+pub mod cluster;
 pub mod manifests;
 pub mod metrics;
 pub mod netns;

@@ -66,6 +66,13 @@ impl Output {
         let parsed = serde_json::from_str(output.stdout.trim());
         parsed.with_context(|| format!("`{}` printed {:?}", output.command, output.stdout))
     }
+
+    /// The JSON of the last line that the program printed.
+    pub fn json_of_last_line<T: DeserializeOwned>(mut self) -> anyhow::Result<T> {
+        let last = self.stdout.lines().last().unwrap_or_default().to_owned();
+        self.stdout = last;
+        self.json()
+    }
 }
 
 // === impl Running ===

@@ -5,7 +5,7 @@ use std::{env, fs, path::Path};
 
 use anyhow::bail;
 
-use crate::programs;
+use crate::{cluster, programs};
 
 /// The user that runs the tests must be root.
 pub fn root() -> anyhow::Result<bool> {
@@ -41,6 +41,12 @@ pub fn postgres() -> anyhow::Result<bool> {
 pub fn python() -> anyhow::Result<bool> {
     let complete = programs::venv().join("complete");
     earned(complete.exists(), "tests/programs/requirements.txt")
+}
+
+/// The Kubernetes of `tests/kubernetes` must be built, and the images must be made.
+pub fn kubernetes() -> anyhow::Result<bool> {
+    let built = Path::new(cluster::ROOT).join("bin/kube-apiserver");
+    earned(built.exists(), "a Kubernetes: tests/kubernetes/setup.sh")
 }
 
 /// Whether the test can run. Without CI a missing thing skips it, loudly; with CI it fails.
