@@ -78,6 +78,11 @@ pub struct Bound {
 // === impl Proxy ===
 
 impl Proxy {
+    /// Whether the proxy drains.
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
     /// Ready when the proxy drains: requests that have begun go on, and no more are taken.
     pub(crate) async fn stopped(&self) {
         // The sender lives as long as this.

@@ -8,7 +8,7 @@ use std::{
 
 use culvert_api::agent::Direction;
 use futures_util::FutureExt;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::{
     body::Incoming,
     rt::Executor,
@@ -60,6 +60,10 @@ pub(super) const MAX_SEND_BUFFER: usize = 64 << 10;
 /// The label `error` of a connection most of whose requests were taken back.
 const RAPID_RESET: &str = "rapid reset";
 
+/// How long a connection of HTTP/1 that rests is kept when the proxy drains: who is asked much on it would
+/// lose the request that crosses its end. It is answered, with `Connection: close`.
+const REST: Duration = Duration::from_secs(1);
+
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -107,14 +111,33 @@ where
     F: Fn(Request<Incoming>) -> Fut,
     Fut: Future<Output = Response<Body>> + Send + 'static,
 {
-    let service = service_fn(|request| answer(request).map(Ok::<_, Infallible>));
+    let proxy = &conversation.connection.proxy;
+    let service = service_fn(|request| {
+        let (answer, proxy) = (answer(request), Arc::clone(proxy));
+        async move { Ok::<_, Infallible>(last_if_draining(answer.await, &proxy)) }
+    });
     let served = http1_builder().serve_connection(TokioIo::new(io), service);
     let mut served = pin!(served.with_upgrades());
     tokio::select! {
         ended = served.as_mut() => return ended,
-        () = conversation.connection.proxy.stopped() => served.as_mut().graceful_shutdown(),
+        () = rested(proxy) => served.as_mut().graceful_shutdown(),
     }
     served.await
+}
+
+/// Waits until the proxy drains, and then for requests that may be on their way.
+async fn rested(proxy: &Proxy) {
+    proxy.stopped().await;
+    tokio::time::sleep(REST).await;
+}
+
+/// Tells a client to take its next request elsewhere.
+fn last_if_draining(mut response: Response<Body>, proxy: &Proxy) -> Response<Body> {
+    if proxy.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
 }
 
 async fn serve_http2<S, F, Fut>(

@@ -69,6 +69,27 @@ fn http1_is_answered_and_closed() {
 }
 
 #[test]
+fn a_request_that_crosses_the_end_is_answered() {
+    rig(InboundPolicy::strict(), async |rig| {
+        mesh(&rig).await;
+        let mut resting = rig.dial_out(SERVICE).await;
+        ok(resting.write_all(GET).await);
+        let (mut app, _) = rig.accepted().await;
+        head(&mut app).await;
+        answer(&mut app, OK).await;
+        head(&mut resting).await;
+        assert_reads(&mut resting, b"hello").await;
+        drain(&rig);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        ok(resting.write_all(GET).await);
+        head(&mut app).await;
+        assert_closing(&mut resting, &mut app).await;
+        drop(app);
+        all_ended(&rig).await;
+    });
+}
+
+#[test]
 fn http2_is_answered_and_told_to_go_away() {
     rig(InboundPolicy::strict(), async |rig| {
         mesh(&rig).await;
