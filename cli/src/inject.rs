@@ -126,7 +126,8 @@ fn transform<'a>(
         let (Some(value), Some(metadata)) = (values.next(), object.metadata) else {
             continue;
         };
-        change.of_value(value, metadata);
+        let changed = change.of_value(value, metadata);
+        changed.map_err(|what| format!("{}: {what}", object.title()))?;
         let more = change.of_text(text, &object, metadata);
         edits = edits.zip(more).map(|(edits, more)| [edits, more].concat());
     }
@@ -171,17 +172,29 @@ impl Change<'_> {
         }
     }
 
-    fn of_value(self, object: &mut Value, metadata: &[&str]) {
+    fn of_value(self, object: &mut Value, metadata: &[&str]) -> Result<(), String> {
         match self {
             Self::Nothing => {}
             Self::Annotate(annotations) => {
-                let holder = metadata.iter().fold(object, |value, key| &mut value[*key]);
+                let holder = metadata
+                    .iter()
+                    .try_fold(object, |value, key| below(value, key))?;
+                let holder = below(holder, "annotations")?;
                 for (key, value) in annotations {
-                    holder["annotations"][*key] = value.as_str().into();
+                    *below(holder, key)? = value.as_str().into();
                 }
             }
             Self::Strip => strip(object, metadata),
         }
+        Ok(())
+    }
+}
+
+/// What is under a key, in a map that is made where there is nothing.
+fn below<'a>(value: &'a mut Value, key: &str) -> Result<&'a mut Value, String> {
+    match value {
+        Value::Null | Value::Object(_) => Ok(&mut value[key]),
+        other => Err(format!("got {other}, expected a map with {key}")),
     }
 }
 

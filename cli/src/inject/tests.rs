@@ -48,6 +48,23 @@ fn manifests_become_what_is_recorded_and_the_same_again() -> anyhow::Result<()> 
 }
 
 #[test]
+fn what_is_no_map_is_refused_by_name() {
+    for metadata in [
+        "x",
+        "[]",
+        "{name: a, annotations: []}",
+        "{name: a, annotations: x}",
+    ] {
+        let text = format!("kind: Pod\nmetadata: {metadata}\nspec: {{}}\n");
+        let Err(error) = injected(&text, &enabled()) else {
+            panic!("took {metadata}")
+        };
+        assert!(error.contains("expected a map"), "{metadata}: {error}");
+        drop(uninjected(&text));
+    }
+}
+
+#[test]
 fn json_stays_json() -> anyhow::Result<()> {
     let before = r#"{"kind": "Pod", "metadata": {"name": "a"}, "spec": {}}"#;
     let after = inject(before).text;
