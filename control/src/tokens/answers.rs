@@ -110,34 +110,33 @@ impl Answers {
 
     /// Waits for others who ask the same. Whoever has the answer looks first what they were told.
     pub(super) async fn ask(&self, hash: &Hash) -> Asking<'_> {
-        let turn = {
-            let mut asking = lock(&self.asking);
-            asking.entry(*hash).or_default().clone()
-        };
-        let guard = turn.lock_owned().await;
-        Asking {
+        let turn = lock(&self.asking).entry(*hash).or_default().clone();
+        // Made before the wait: who gives up while it waits leaves nothing behind either.
+        let mut asking = Asking {
             answers: self,
             hash: *hash,
-            _guard: guard,
-        }
+            turn,
+            held: None,
+        };
+        asking.held = Some(Arc::clone(&asking.turn).lock_owned().await);
+        asking
     }
 }
 
-/// The right to ask of one token.
+/// The right to ask of one token, or a place among those who wait for it.
 pub(super) struct Asking<'a> {
     answers: &'a Answers,
     hash: Hash,
-    _guard: tokio::sync::OwnedMutexGuard<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    held: Option<tokio::sync::OwnedMutexGuard<()>>,
 }
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         let mut asking = lock(&self.answers.asking);
-        // The map and this guard hold it; anybody else waits for it.
-        if asking
-            .get(&self.hash)
-            .is_some_and(|turn| Arc::strong_count(turn) <= 2)
-        {
+        drop(self.held.take());
+        // The map and this hold it; anybody else waits for it.
+        if Arc::strong_count(&self.turn) <= 2 {
             asking.remove(&self.hash);
         }
     }
@@ -213,6 +212,13 @@ mod tests {
         assert!(futures_util::FutureExt::now_or_never(&mut second).is_none());
         drop((first, other));
         drop(second.await);
+        assert!(lock(&answers.asking).is_empty());
+        let first = answers.ask(&one).await;
+        let mut second = Box::pin(answers.ask(&one));
+        assert!(futures_util::FutureExt::now_or_never(&mut second).is_none());
+        drop(first);
+        // It was woken, and gives up before it looks.
+        drop(second);
         assert!(lock(&answers.asking).is_empty());
     }
 }
