@@ -71,8 +71,8 @@ fn chained(nodes: &[&Node]) -> Check {
     Check::unless(
         found.collect(),
         "the CNI plugin is chained on every node",
-        "until it is, new pods of the node wait; the chart's cni.netDir and cni.binDir must be the \
-         directories of the node's container runtime",
+        "until it is, new pods of the node may start without the mesh, or wait; the chart's \
+         paths.cniNetDir and paths.cniBinDir (or platform) must name the container runtime's",
     )
     .heals()
 }
