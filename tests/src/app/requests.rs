@@ -37,6 +37,9 @@ pub struct Requests {
     /// Over how many connections.
     #[arg(long, default_value_t = 1)]
     pub connections: u64,
+    /// The longest that an answer may take, in seconds.
+    #[arg(long, default_value_t = 10)]
+    pub patience: u64,
 }
 
 /// What became of the requests.
@@ -51,9 +54,6 @@ pub struct Requested {
     /// From the request to the end of its answer.
     pub latency: Quantiles,
 }
-
-/// The longest that an answer may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Load {
     requests: Requests,
@@ -131,7 +131,7 @@ impl Load {
     fn exchange(&self, connection: &mut Option<Connection>) -> io::Result<Answer> {
         let kept = match connection {
             Some(kept) => kept,
-            None => connection.insert(Connection::open(&self.requests.target)?),
+            None => connection.insert(Connection::open(&self.requests)?),
         };
         kept.exchange(&self.requests.target)
     }
@@ -153,10 +153,10 @@ impl Load {
 // === impl Connection ===
 
 impl Connection {
-    fn open(target: &str) -> io::Result<Self> {
-        let stream = TcpStream::connect(target)?;
+    fn open(requests: &Requests) -> io::Result<Self> {
+        let stream = TcpStream::connect(&requests.target)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(Duration::from_secs(requests.patience)))?;
         Ok(Self(BufReader::new(stream)))
     }
 

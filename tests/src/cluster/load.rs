@@ -59,7 +59,9 @@ impl<'a> Load<'a> {
         let pid = process::id();
         let [requesting, streaming] =
             ["requests", "streams"].map(|what| format!("load-{what}-{pid}-{nth}"));
-        let requests = format!("while {TESTAPP} requests {http} --count 40 --rate 40; do :; done");
+        let requests = format!(
+            "while {TESTAPP} requests {http} --count 40 --rate 40 --patience 60; do :; done"
+        );
         let streams =
             format!("while sleep 1; do echo; done | {TESTAPP} stream {echo} --connections 3");
         for (name, script) in [(&requesting, requests), (&streaming, streams)] {
