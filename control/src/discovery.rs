@@ -8,7 +8,7 @@ mod subscriptions;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use culvert_api::{
@@ -77,11 +77,7 @@ struct Shared {
 impl Discovery {
     /// A service without streams.
     pub fn new(parts: Parts) -> Self {
-        let views = parts
-            .index
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .view();
+        let views = Index::lock(&parts.index).view();
         let shared = Shared {
             index: parts.index,
             views,
@@ -185,6 +181,6 @@ impl Shared {
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        Index::lock(&self.index)
     }
 }

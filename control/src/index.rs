@@ -16,7 +16,7 @@ mod reports;
 mod topology;
 mod view;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use culvert_api::workload::PodUid;
 use culvert_manifests::Objects;
@@ -80,6 +80,11 @@ pub enum Refused {
 // === impl Index ===
 
 impl Index {
+    /// The shared index, also after a panic of who held it.
+    pub(crate) fn lock(shared: &Mutex<Self>) -> MutexGuard<'_, Self> {
+        shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// An index without objects, with the reports of an earlier run.
     pub fn new(reports: Reports) -> Self {
         Self {

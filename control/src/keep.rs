@@ -5,7 +5,7 @@
 use std::{
     io::{self, ErrorKind},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -54,14 +54,14 @@ pub async fn keep(
     metrics: Metrics,
 ) {
     let path = state_dir.join(FILE);
-    let mut reports = lock(&index).reports();
+    let mut reports = Index::lock(&index).reports();
     // What came before this began is to be written too; what an earlier run kept is there.
     if reports.borrow().revision() > 0 {
         reports.mark_changed();
     }
     while reports.changed().await.is_ok() {
         let written = write_newest(&path, &mut reports, &metrics).await;
-        lock(&index).written(&written);
+        Index::lock(&index).written(&written);
         kept.send_replace(written.revision());
     }
 }
@@ -85,10 +85,6 @@ async fn write_newest(
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(MOST_RETRY);
     }
-}
-
-fn lock(index: &Mutex<Index>) -> std::sync::MutexGuard<'_, Index> {
-    index.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn read(path: &Path) -> io::Result<Reports> {
@@ -128,7 +124,7 @@ mod tests {
     };
 
     fn meshed(index: &Mutex<Index>) -> bool {
-        let view = Arc::clone(&lock(index).view().borrow());
+        let view = Arc::clone(&Index::lock(index).view().borrow());
         match view.resolve(SocketAddr::from(([10, 0, 0, 1], 1))) {
             Destination::Pod(peer) => peer.meshed,
             other => panic!("{other:?}"),
@@ -152,7 +148,7 @@ mod tests {
         );
         let keeper = tokio::spawn(keeper);
         let steered = report("a", 1, 1, true);
-        let applied = lock(&index).report("n1", &steered);
+        let applied = Index::lock(&index).report("n1", &steered);
         let revision = applied.unwrap_or_else(|e| panic!("{e}")).revision;
         while metrics.keep_errors.get() < 2 {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -83,7 +83,7 @@ impl Follower {
 
 impl Arrivals {
     pub(crate) fn new(index: Arc<Mutex<Index>>, metrics: Metrics) -> Self {
-        let mut views = index.lock().unwrap_or_else(PoisonError::into_inner).view();
+        let mut views = Index::lock(&index).view();
         views.mark_changed();
         Self {
             index,
@@ -101,10 +101,7 @@ impl Arrivals {
             namespaces = objects.namespaces.len(),
             "Took new objects"
         );
-        self.index
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .reset(objects);
+        Index::lock(&self.index).reset(objects);
     }
 
     /// Waits for a new view, and says what is refused since.

@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -45,7 +45,7 @@ struct Writer {
 
 /// Writes for as long as the index lives; a pod whose report can't be written delays no other.
 pub(crate) async fn write(client: Client, index: Arc<Mutex<Index>>, metrics: Metrics) {
-    let mut unwritten = lock(&index).unwritten();
+    let mut unwritten = Index::lock(&index).unwritten();
     let writer = Writer {
         client,
         index,
@@ -80,7 +80,9 @@ impl Writer {
         let mut backoff = Backoff::default();
         while let Some(write) = self.open(&uid) {
             match self.patch(&uid, &write).await {
-                Ok(version) => lock(&self.index).condition_written(&uid, &write.known, version),
+                Ok(version) => {
+                    Index::lock(&self.index).condition_written(&uid, &write.known, version)
+                }
                 Err(error) => {
                     self.metrics.keep_errors.inc();
                     let (namespace, name) = &write.pod;
@@ -96,7 +98,7 @@ impl Writer {
     }
 
     fn open(&self, uid: &PodUid) -> Option<Write> {
-        let unwritten = lock(&self.index).unwritten();
+        let unwritten = Index::lock(&self.index).unwritten();
         let write = unwritten.borrow().pods.get(uid).cloned();
         write.filter(|write| write.written.is_none())
     }
@@ -137,8 +139,4 @@ fn status(uid: &PodUid, write: &Write, now: Timestamp) -> Value {
         condition["lastTransitionTime"] = json!(Time(now));
     }
     json!({"metadata": {"uid": uid.0}, "status": {"conditions": [condition]}})
-}
-
-fn lock(index: &Mutex<Index>) -> std::sync::MutexGuard<'_, Index> {
-    index.lock().unwrap_or_else(PoisonError::into_inner)
 }

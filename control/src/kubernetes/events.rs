@@ -2,7 +2,7 @@
 //! What an operator is to hear of as Events on control's own pod, said by one replica.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -98,7 +98,7 @@ impl Events {
     }
 
     fn pod(&self) -> ObjectReference {
-        let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = Index::lock(&self.index);
         let view = Arc::clone(&index.view().borrow());
         let uid = view.uid_of(&self.namespace, &self.replica);
         ObjectReference {

@@ -3,7 +3,7 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -105,7 +105,7 @@ impl Own {
         acknowledged: Acknowledged,
         mut others: Others,
     ) {
-        let Some(seen) = lock(&index).seen() else {
+        let Some(seen) = Index::lock(&index).seen() else {
             return;
         };
         let (knowing, known) = watch::channel(Seen::default());
@@ -166,7 +166,7 @@ impl Own {
 
     /// The pod, so that Kubernetes deletes the Lease with it.
     fn owner(&self, index: &Mutex<Index>) -> Option<OwnerReference> {
-        let view = Arc::clone(&lock(index).view().borrow());
+        let view = Arc::clone(&Index::lock(index).view().borrow());
         let uid = view.uid_of(&self.namespace, &self.replica)?;
         Some(OwnerReference {
             api_version: "v1".to_owned(),
@@ -256,10 +256,6 @@ async fn answered<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T
         .await
         .map_err(|_| format!("no answer of the API server in {PATIENCE:?}"))?
         .map_err(|error| error.to_string())
-}
-
-fn lock(index: &Mutex<Index>) -> std::sync::MutexGuard<'_, Index> {
-    index.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
