@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use culvert_api::annotations;
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
@@ -25,17 +26,17 @@ use crate::{
 };
 
 /// Opts in, or out.
-const INJECT: &str = "culvert.io/inject";
+const INJECT: &str = annotations::INJECT[0];
 
 /// What uninject takes off: what inject may have put there, and what means the same.
 const REMOVED: &[&str] = &[
     INJECT,
-    "linkerd.io/inject",
-    "culvert.io/default-inbound-policy",
-    "culvert.io/opaque-ports",
-    "culvert.io/skip-inbound-ports",
-    "culvert.io/skip-outbound-ports",
-    "culvert.io/access-log",
+    annotations::INJECT[1],
+    annotations::DEFAULT_INBOUND_POLICY[0],
+    annotations::OPAQUE_PORTS[0],
+    annotations::SKIP_INBOUND_PORTS[0],
+    annotations::SKIP_OUTBOUND_PORTS[0],
+    annotations::ACCESS_LOG[0],
 ];
 
 /// A text after a transform, and what to tell of it.

@@ -2,7 +2,12 @@
 //! `culvert inject` and `culvert uninject` as they are written.
 
 use clap::{Args, ValueEnum};
-use culvert_api::policy::InboundPolicy;
+use culvert_api::{
+    annotations::{
+        ACCESS_LOG, DEFAULT_INBOUND_POLICY, OPAQUE_PORTS, SKIP_INBOUND_PORTS, SKIP_OUTBOUND_PORTS,
+    },
+    policy::InboundPolicy,
+};
 
 /// `culvert inject`.
 #[derive(Debug, Args)]
@@ -65,19 +70,13 @@ impl InjectArgs {
         });
         let more = [
             (
-                "culvert.io/default-inbound-policy",
+                DEFAULT_INBOUND_POLICY[0],
                 self.default_inbound_policy.clone(),
             ),
-            ("culvert.io/opaque-ports", self.opaque_ports.clone()),
-            (
-                "culvert.io/skip-inbound-ports",
-                self.skip_inbound_ports.clone(),
-            ),
-            (
-                "culvert.io/skip-outbound-ports",
-                self.skip_outbound_ports.clone(),
-            ),
-            ("culvert.io/access-log", log),
+            (OPAQUE_PORTS[0], self.opaque_ports.clone()),
+            (SKIP_INBOUND_PORTS[0], self.skip_inbound_ports.clone()),
+            (SKIP_OUTBOUND_PORTS[0], self.skip_outbound_ports.clone()),
+            (ACCESS_LOG[0], log),
         ];
         let more = more
             .into_iter()

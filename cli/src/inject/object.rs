@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which objects can opt in, and why one can't.
 
-use super::{
-    INJECT,
-    tree::{self, Node, Value},
-};
+use culvert_api::annotations::{INJECT, SIDECARS};
 
-/// Containers that are a proxy already.
-const SIDECARS: &[&str] = &["linkerd-proxy", "istio-proxy"];
+use super::tree::{self, Node, Value};
 
 /// Namespaces that are never meshed.
 const NEVER: &[&str] = &["kube-system", "culvert"];
@@ -91,8 +87,7 @@ impl Object<'_> {
 
     /// Whether it is out by name.
     pub fn is_disabled(&self) -> bool {
-        let inject = self.annotation(INJECT);
-        inject.or(self.annotation("linkerd.io/inject")) == Some("disabled")
+        INJECT.iter().find_map(|name| self.annotation(name)) == Some("disabled")
     }
 
     /// Why it is left as it is, if it is; an empty reason where nobody would expect anything else.

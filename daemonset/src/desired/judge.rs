@@ -3,7 +3,7 @@
 
 use culvert_api::{
     annotations::{
-        ACCESS_LOG, Annotations, DEFAULT_INBOUND_POLICY, INJECT, SKIP_INBOUND_PORTS,
+        ACCESS_LOG, Annotations, DEFAULT_INBOUND_POLICY, INJECT, SIDECARS, SKIP_INBOUND_PORTS,
         SKIP_OUTBOUND_PORTS, SKIP_SUBNETS, Standing, standing,
     },
     policy::InboundPolicy,
@@ -18,9 +18,6 @@ use super::{
 /// Runtimes whose containers have a kernel, or at least a network stack, of their own, by a part
 /// of the names that a RuntimeClass, its handler or the runtime itself has.
 const OWN_KERNELS: [&str; 6] = ["gvisor", "runsc", "kata", "firecracker", "krun", "hyperv"];
-
-/// Proxies of meshes with sidecars.
-const SIDECARS: [&str; 2] = ["linkerd-proxy", "istio-proxy"];
 
 const POLICIES: &str = "all-unauthenticated, all-authenticated, audit or deny: the pod lets in \
                         only who proves an identity (all-authenticated)";
