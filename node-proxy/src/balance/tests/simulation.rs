@@ -61,9 +61,18 @@ async fn a_quiet_service_spreads() {
     }
 }
 
-/// Else a replica that was rolled would stand idle for half a minute.
-#[tokio::test(start_paused = true)]
-async fn who_joins_busy_ones_gets_its_part_at_once() {
+/// The median of 31 simulations: one alone may be unlucky, as an average that peaks forgets slowly.
+async fn typical(simulation: impl AsyncFn() -> f64) -> f64 {
+    let mut parts = Vec::new();
+    for _ in 0..31 {
+        parts.push(simulation().await);
+    }
+    parts.sort_by(f64::total_cmp);
+    parts[15]
+}
+
+/// What part of the requests somebody gets who joins two busy ones.
+async fn joined() -> f64 {
     let balancer = balancer(1..=2);
     let traffic = |requests| Traffic {
         requests,
@@ -72,8 +81,14 @@ async fn who_joins_busy_ones_gets_its_part_at_once() {
     let quick = |_| noisy(Duration::from_micros(500));
     shares(&balancer, traffic(8000), quick).await;
     balancer.update(&endpoints(1..=3), false);
-    let got = shares(&balancer, traffic(600), quick).await;
-    assert!(part(&got, 3) > 0.15, "{got:?}");
+    part(&shares(&balancer, traffic(600), quick).await, 3)
+}
+
+/// Else a replica that was rolled would stand idle for half a minute.
+#[tokio::test(start_paused = true)]
+async fn who_joins_busy_ones_gets_its_part_at_once() {
+    let part = typical(joined).await;
+    assert!(part > 0.15, "{part}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,8 +148,8 @@ async fn one_that_refuses_is_asked_in_vain_less_than_once_in_a_hundred() {
     assert!((4..=12).contains(&vain), "{vain}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn one_that_recovers_gets_its_share_when_its_back_off_is_over() {
+/// What part of the requests somebody gets who refused all, and has answered a thousand since.
+async fn recovered() -> f64 {
     let balancer = balancer(1..=3);
     let (requests, every) = (1000, ms(5));
     let traffic = Traffic { requests, every };
@@ -142,6 +157,11 @@ async fn one_that_recovers_gets_its_share_when_its_back_off_is_over() {
     // It fails at 0, 0.1, 0.3, 0.7, 1.5 and 3.1 s at the earliest, and is due again by 7.1 s.
     let got = shares(&balancer, traffic, |_| ms(1)).await;
     assert!(part(&got, 1) < 0.7, "{got:?}");
-    let got = shares(&balancer, traffic, |_| noisy(ms(1))).await;
-    assert!(part(&got, 1) > 0.05, "{got:?}");
+    part(&shares(&balancer, traffic, |_| noisy(ms(1))).await, 1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_recovers_gets_its_share_when_its_back_off_is_over() {
+    let part = typical(recovered).await;
+    assert!(part > 0.05, "{part}");
 }
