@@ -201,6 +201,12 @@ pub fn power(cluster: &Cluster) -> anyhow::Result<()> {
     for what in ["ds/culvert-agent", "ds/culvert-proxy"] {
         cluster.rollout(CULVERT, what)?;
     }
+    let client = cluster.ready("shop", "app=client")?;
+    // The API server calls pods of the node ready, with addresses they no longer have, until its kubelet speaks.
+    wait_for("the server that was on the node", SOON, || {
+        let connections = cluster.connect(&client, mesh::VAULT, &["--count", "5"])?;
+        connections.all().map(drop)
+    })?;
     newcomer(cluster, 2)?;
     cluster.rollout("shop", "deploy/web")?;
     for pod in cluster.meshed("shop", "app=web", true)? {
@@ -210,7 +216,6 @@ pub fn power(cluster: &Cluster) -> anyhow::Result<()> {
             pod.name
         );
     }
-    let client = cluster.ready("shop", "app=client")?;
     wait_for("the mesh to be whole", SOON, || {
         cluster
             .connect(&client, mesh::WEB_ECHO, &["--count", "20"])?
