@@ -53,12 +53,12 @@ fn replaced(cluster: &Cluster, component: &str, node: u8) -> anyhow::Result<()> 
 fn newcomer(cluster: &Cluster, node: u8) -> anyhow::Result<()> {
     static NTH: AtomicU32 = AtomicU32::new(0);
     let nth = NTH.fetch_add(1, Ordering::Relaxed);
-    // A kubelet that was started again takes its pods for not ready until it has probed them.
-    cluster.ready("shop", "app=vault")?;
+    // By its address: a kubelet that was started again takes its pods for not ready until it has probed them.
+    let vault = cluster.ready("shop", "app=vault")?;
     let name = format!("new-{node}-{}-{nth}", process::id());
     let run = format!(
         "said=$(culvert-testapp connect {}); echo \"$said\"; echo \"$said\" | grep -q '\"succeeded\":1,'",
-        mesh::VAULT
+        vault.at(7000)
     );
     let pod = serde_json::json!({
         "apiVersion": "v1", "kind": "Pod",
