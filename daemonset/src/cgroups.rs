@@ -123,7 +123,7 @@ pub fn kubelet(root: &Path, pods: &Path) -> Option<PathBuf> {
 }
 
 /// How many directories two paths begin with.
-fn shared(one: &Path, other: &Path) -> usize {
+pub fn shared(one: &Path, other: &Path) -> usize {
     let pairs = one.components().zip(other.components());
     pairs.take_while(|(one, other)| one == other).count()
 }
@@ -153,8 +153,8 @@ fn is_named(dir: &Path, name: &str) -> bool {
     dir.file_name().is_some_and(|found| found == name)
 }
 
-/// Itself or below, `cgroup.events` of <https://docs.kernel.org/admin-guide/cgroup-v2.html>.
-fn is_populated(dir: &Path) -> bool {
+/// Whether it has a process, itself or below: `cgroup.events` of <https://docs.kernel.org/admin-guide/cgroup-v2.html>.
+pub fn is_populated(dir: &Path) -> bool {
     let events = fs::read_to_string(dir.join("cgroup.events"));
     events.is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
 }

@@ -5,9 +5,11 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::Parser;
+use culvert_api::unmeshable::NEVER_MESH;
 use culvert_ebpf_loader::NodeOptions;
 use culvert_runtime::{
     config::{LogArgs, Mistakes},
@@ -18,6 +20,7 @@ use crate::{
     cgroups,
     cni_install::{Install, InstallArgs},
     cri,
+    kubelet::Kubelet,
 };
 
 /// The node agent of Culvert: steers the connections of this node's opted-in pods to culvert-proxy.
@@ -73,7 +76,7 @@ pub struct Args {
     )]
     cgroup: Option<PathBuf>,
     /// The kubelet's cgroup (v2): its probes reach the application without the proxy. Without it
-    /// probes are connections as any other. With --kubernetes it is looked for.
+    /// probes are connections as any other. With --kubernetes it is looked for, and may come later.
     #[arg(long, env = "CULVERT_KUBELET_CGROUP", value_name = "DIR")]
     kubelet_cgroup: Option<PathBuf>,
     /// Namespaces whose pods are never meshed, beside Culvert's own.
@@ -82,12 +85,13 @@ pub struct Args {
         env = "CULVERT_NEVER_MESH",
         value_name = "NAMES",
         value_delimiter = ',',
-        default_value = "kube-system"
+        default_value = NEVER_MESH
     )]
     never_mesh: Vec<String>,
     #[command(flatten)]
     cni: InstallArgs,
-    /// The DaemonSet in --namespace that this agent is of: Culvert goes from the node with it.
+    /// The DaemonSet in --namespace that this agent is of: Culvert goes from the node with it, and
+    /// when its nodeSelector has the node no more.
     #[arg(
         long,
         env = "CULVERT_DAEMONSET",
@@ -95,6 +99,15 @@ pub struct Args {
         default_value = "culvert-agent"
     )]
     daemonset: String,
+    /// How long this agent's pod may take to end (terminationGracePeriodSeconds): when Culvert goes
+    /// from the node, most of it is for that.
+    #[arg(
+        long,
+        env = "CULVERT_GRACE_PERIOD",
+        value_name = "SECONDS",
+        default_value = "120"
+    )]
+    grace_period: String,
     /// This node's own directory for pinned eBPF. A bpffs is mounted there unless it lies in one.
     #[arg(
         long,
@@ -159,8 +172,12 @@ pub struct Config {
     pub cni: Option<Install>,
     /// The agent's own DaemonSet.
     pub daemonset: String,
+    /// How long the agent's pod may take to end.
+    pub grace: Duration,
     /// Where the programs are attached and pinned.
     pub ebpf: NodeOptions,
+    /// Where the kubelet is, now and later.
+    pub kubelet: Kubelet,
     /// What outlives the agent.
     pub state_dir: PathBuf,
     /// Where the sockets are.
@@ -198,8 +215,9 @@ impl TryFrom<Args> for Config {
         let origin = mistakes.take(origin(args.manifests, args.kubeconfig));
         let proxy_uid = mistakes.take(uid(&args.proxy_uid));
         let admin = mistakes.take(address("--admin", &args.admin));
+        let grace = mistakes.take(seconds("--grace-period", &args.grace_period));
         let pods = mistakes.take(pods_cgroup(args.cgroup));
-        let kubelet = kubelet_cgroup(args.kubelet_cgroup, args.kubernetes, pods.as_deref());
+        let kubelet = kubelet(args.kubelet_cgroup, args.kubernetes, pods.as_deref());
         let kubelet = mistakes.take(kubelet);
         let never_mesh = never_mesh(args.kubernetes, &args.namespace, args.never_mesh);
         let dirs = (&*args.run_dir, &*args.state_dir);
@@ -210,10 +228,11 @@ impl TryFrom<Args> for Config {
             Some(origin),
             Some(proxy_uid),
             Some(admin),
+            Some(grace),
             Some(cgroup),
             Some(kubelet),
             Some(cni),
-        ) = (node, origin, proxy_uid, admin, pods, kubelet, cni)
+        ) = (node, origin, proxy_uid, admin, grace, pods, kubelet, cni)
         else {
             return Err(mistakes);
         };
@@ -224,14 +243,16 @@ impl TryFrom<Args> for Config {
             never_mesh,
             cni,
             daemonset: args.daemonset,
+            grace,
             namespace: args.namespace,
             cri_socket: args.cri_socket.or_else(usual),
             ebpf: NodeOptions {
                 dir: args.bpf_dir,
                 cgroup,
-                kubelet_cgroup: kubelet,
+                kubelet_cgroup: kubelet.find(None),
                 debug: args.debug_ebpf,
             },
+            kubelet,
             state_dir: args.state_dir,
             run_dir: args.run_dir,
             proxy_uid,
@@ -264,17 +285,26 @@ fn pods_cgroup(said: Option<PathBuf>) -> Result<PathBuf, String> {
     }
 }
 
-/// Without the pods' none is looked for.
-fn kubelet_cgroup(
+/// Without the pods' none is looked for. On a cluster a kubelet may be down while the agent starts,
+/// and systemd removes the cgroup of what is down.
+fn kubelet(
     said: Option<PathBuf>,
     kubernetes: bool,
     pods: Option<&Path>,
-) -> Result<Option<PathBuf>, String> {
+) -> Result<Kubelet, String> {
     match (said, pods.filter(|_| kubernetes), cgroups::hierarchy()) {
-        (Some(dir), ..) => cgroup("--kubelet-cgroup", dir).map(Some),
-        (None, Some(pods), Ok(root)) => Ok(cgroups::kubelet(&root, pods)),
-        (None, ..) => Ok(None),
+        (Some(dir), ..) if kubernetes && may_come(&dir) => Ok(Kubelet::At(dir)),
+        (Some(dir), ..) => cgroup("--kubelet-cgroup", dir).map(Kubelet::At),
+        (None, Some(pods), Ok(root)) => {
+            let pods = pods.to_owned();
+            Ok(Kubelet::Near { root, pods })
+        }
+        (None, ..) => Ok(Kubelet::Unknown),
     }
+}
+
+fn may_come(dir: &Path) -> bool {
+    !dir.exists() && dir.parent().is_some_and(cgroups::is_unified)
 }
 
 fn node(name: String) -> Result<String, String> {
@@ -292,6 +322,13 @@ fn uid(text: &str) -> Result<u32, String> {
 fn address(flag: &str, text: &str) -> Result<SocketAddr, String> {
     let bad = |_| format!("{flag}: got {text:?}, expected an address such as 127.0.0.1:9991");
     text.parse().map_err(bad)
+}
+
+fn seconds(flag: &str, text: &str) -> Result<Duration, String> {
+    let bad = |_| format!("{flag}: got {text:?}, expected a number of seconds such as 120");
+    text.parse::<u32>()
+        .map(|seconds| Duration::from_secs(seconds.into()))
+        .map_err(bad)
 }
 
 fn directory(flag: &str, path: PathBuf) -> Result<PathBuf, String> {
@@ -331,6 +368,7 @@ mod tests {
             "--cgroup=/tmp",
             "--proxy-uid=x",
             "--admin=y",
+            "--grace-period=1m",
             "--kubelet-cgroup=/nowhere",
         ]);
         let Err(Mistakes(got)) = got else {
@@ -341,6 +379,7 @@ mod tests {
             "--manifests",
             "--proxy-uid",
             "--admin",
+            "--grace-period",
             "--cgroup",
             "--kubelet-cgroup",
         ];
@@ -352,5 +391,26 @@ mod tests {
                 .all(|(flag, got)| got.starts_with(flag)),
             "{got:?}"
         );
+    }
+
+    #[test]
+    fn a_kubelets_cgroup_may_come_later_on_a_cluster() {
+        let root = cgroups::hierarchy().unwrap_or_else(|e| panic!("{e}"));
+        let later = root.join("culvert-test-never-made");
+        let flags = [
+            "--node=n".to_owned(),
+            format!("--cgroup={}", root.display()),
+            format!("--kubelet-cgroup={}", later.display()),
+        ];
+        let with = |origin: &str| {
+            let flags = flags.iter().map(String::as_str).chain([origin]);
+            config(&flags.collect::<Vec<_>>())
+        };
+        let Ok(found) = with("--kubernetes") else {
+            panic!("refused it")
+        };
+        assert_eq!(found.kubelet, Kubelet::At(later));
+        assert_eq!(found.ebpf.kubelet_cgroup, None);
+        assert!(with("--manifests=/tmp").is_err());
     }
 }

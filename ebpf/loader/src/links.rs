@@ -34,15 +34,21 @@ pub(crate) fn put(
     Ok(true)
 }
 
-/// Whether the link that is pinned at `pin`, if any, is attached to something that exists.
-pub(crate) fn is_live(pin: &Path) -> Result<bool, Error> {
+/// What the link that is pinned at `pin` is attached to, and 0 when that is gone; none if there is
+/// no link.
+pub(crate) fn target(pin: &Path) -> Result<Option<u64>, Error> {
     match sys::open_pin(pin) {
         Ok(link) => sys::link_target(link.as_fd())
-            .map(|target| target != 0)
+            .map(Some)
             .map_err(Error::io("inspect the pinned link", pin)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("open the pinned link", pin)(error)),
     }
+}
+
+/// Whether the link that is pinned at `pin`, if any, is attached to something that exists.
+pub(crate) fn is_live(pin: &Path) -> Result<bool, Error> {
+    Ok(target(pin)?.is_some_and(|target| target != 0))
 }
 
 /// Whether there was a link to swap the program of.

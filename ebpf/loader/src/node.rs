@@ -5,7 +5,7 @@ mod connect;
 mod hooks;
 mod lookup;
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::BorrowedFd};
+use std::{collections::BTreeMap, net::IpAddr, os::fd::BorrowedFd, path::Path};
 
 use aya::maps::{MapData, SkStorage};
 use culvert_ebpf_abi::map;
@@ -58,6 +58,23 @@ impl Node {
             lookups: BTreeMap::new(),
             _log: log.transpose()?,
         })
+    }
+
+    /// Notes the probes of the kubelet in this cgroup (v2), and of no other: to be called again and
+    /// again, since a kubelet that is started again may get another cgroup of the same path.
+    /// Whether anything had to be done; nothing has after [`Self::remove_all`].
+    ///
+    /// # Errors
+    /// [`Error::NotCgroup2`], also when it is gone, or the kernel's refusal; what was noted before
+    /// still is.
+    pub fn follow_kubelet(&mut self, cgroup: Option<&Path>) -> Result<bool, Error> {
+        let dir = self.pins.node();
+        if !dir.exists() || hooks::are_noted(&dir, cgroup)? {
+            return Ok(false);
+        }
+        let mut object = self.objects.load_node()?;
+        hooks::attach_notes(&mut object, &dir, cgroup)?;
+        Ok(true)
     }
 
     /// Begins to mark the connections of a network namespace. A new one is up; an enrolled one

@@ -20,6 +20,9 @@ use crate::{
     pins,
 };
 
+/// The name of the link to the kubelet's cgroup.
+const NOTES: &str = "notes";
+
 /// Attaches the connect hooks and the probe notes.
 pub(super) fn attach(object: &mut Ebpf, dir: &Path, options: &NodeOptions) -> Result<(), Error> {
     let hooks = [
@@ -29,13 +32,30 @@ pub(super) fn attach(object: &mut Ebpf, dir: &Path, options: &NodeOptions) -> Re
     for (name, pin) in hooks {
         attach_connect(object, name, &dir.join(pin), &options.cgroup)?;
     }
-    let pin = dir.join("notes");
-    let anew = match &options.kubelet_cgroup {
-        Some(cgroup) => attach_notes(object, &pin, cgroup)?,
+    attach_notes(object, dir, options.kubelet_cgroup.as_deref())
+}
+
+/// Notes the probes of this cgroup, and of no other.
+pub(super) fn attach_notes(
+    object: &mut Ebpf,
+    dir: &Path,
+    cgroup: Option<&Path>,
+) -> Result<(), Error> {
+    let pin = dir.join(NOTES);
+    let anew = match cgroup {
+        Some(cgroup) => put_notes(object, &pin, cgroup)?,
         None => pins::remove_pin(&pin).map(|()| true)?,
     };
     // Nobody removes the notes of a program that is gone.
     if anew { forget_notes(object) } else { Ok(()) }
+}
+
+/// Whether the probes of this cgroup are noted, and of no other: one that was made again has the
+/// same path and another id.
+pub(super) fn are_noted(dir: &Path, cgroup: Option<&Path>) -> Result<bool, Error> {
+    let attached_to = links::target(&dir.join(NOTES))?;
+    let cgroup = cgroup.map(open_cgroup).transpose()?;
+    Ok(attached_to == cgroup.map(|(_, id)| id))
 }
 
 fn attach_connect(object: &mut Ebpf, name: &str, pin: &Path, cgroup: &Path) -> Result<(), Error> {
@@ -57,7 +77,7 @@ fn attach_connect(object: &mut Ebpf, name: &str, pin: &Path, cgroup: &Path) -> R
     .map(drop)
 }
 
-fn attach_notes(object: &mut Ebpf, pin: &Path, cgroup: &Path) -> Result<bool, Error> {
+fn put_notes(object: &mut Ebpf, pin: &Path, cgroup: &Path) -> Result<bool, Error> {
     let name = program::PROBE_NOTES;
     let doing = attaching(name, cgroup);
     let program: &mut SockOps = objects::program(object, name)?;

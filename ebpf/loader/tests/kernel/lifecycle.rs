@@ -257,6 +257,58 @@ fn without_a_kubelet_cgroup_nothing_is_noted() {
 }
 
 #[test]
+fn a_kubelets_cgroup_that_was_made_again_is_followed() {
+    let mut world = World::new();
+    let app = world.app(|| Ear::plain("10.0.0.1:8080"));
+    let path = world.kubelet_cgroup.path().to_owned();
+    let follow = |world: &mut World| world.node().follow_kubelet(Some(&path)).must("follow");
+    assert!(!follow(&mut world));
+    let open = world.kubelet(|| dial("10.0.0.1:8080")).must("connect");
+    let _ = app.accept();
+    // The open probe keeps the old cgroup, and the link's hold of it, for as long as it lives.
+    world.kubelet_cgroup.make_again();
+    let _unknown = world.kubelet(|| dial("10.0.0.1:8080")).must("connect");
+    let _ = world.ears.in4.accept();
+    assert!(follow(&mut world));
+    let _probe = world.kubelet(|| dial("10.0.0.1:8080")).must("connect");
+    let _ = app.accept();
+    assert_eq!(world.counters().passed_probe, 2);
+    drop(open);
+    world.kubelet_cgroup.make_again();
+    assert!(follow(&mut world) && !follow(&mut world));
+    let _probe = world.kubelet(|| dial("10.0.0.1:8080")).must("connect");
+    let _ = app.accept();
+}
+
+#[test]
+fn a_kubelets_cgroup_that_comes_late_or_goes_is_followed() {
+    let mut world = World::new();
+    let app = world.app(|| Ear::plain("10.0.0.1:8080"));
+    let path = world.kubelet_cgroup.path().to_owned();
+    world.node = None;
+    let options = NodeOptions {
+        kubelet_cgroup: None,
+        ..world.options()
+    };
+    world.node = Some(Node::load(&options).must("load"));
+    assert!(!world.node().follow_kubelet(None).must("follow"));
+    assert!(world.node().follow_kubelet(Some(&path)).must("follow"));
+    world.attach(&Exclusions::default());
+    let _probe = world.kubelet(|| dial("10.0.0.1:8080")).must("connect");
+    let _ = app.accept();
+    world.kubelet_cgroup.remove();
+    let gone = world.node().follow_kubelet(Some(&path));
+    assert!(matches!(gone, Err(Error::NotCgroup2 { .. })), "{gone:?}");
+    assert!(world.node().follow_kubelet(None).must("follow"));
+    // After the end nothing is attached again.
+    world.kubelet_cgroup = Cgroup::new();
+    let path = world.kubelet_cgroup.path().to_owned();
+    world.node().remove_all().must("remove");
+    assert!(!world.node().follow_kubelet(Some(&path)).must("follow"));
+    assert!(!world.options().dir.exists());
+}
+
+#[test]
 fn mistakes_in_the_options_are_named() {
     let (bpffs, cgroup) = (Bpffs::new(), Cgroup::new());
     let options = |dir: &Path, cgroup: &Path| NodeOptions {

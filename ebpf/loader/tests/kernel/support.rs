@@ -175,13 +175,30 @@ impl Cgroup {
     pub fn new() -> Self {
         let n = CGROUPS.fetch_add(1, Ordering::Relaxed);
         let path = own_cgroup().join(format!("culvert-test-{}-{n}", std::process::id()));
-        fs::create_dir(&path).must("make a cgroup");
-        fs::write(path.join("cgroup.type"), "threaded").must("make the cgroup threaded");
+        make_threaded(&path);
         Self(path)
     }
 
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Removes it, and what is of its name next is another one, as when systemd restarts a unit.
+    pub fn make_again(&self) {
+        self.remove();
+        make_threaded(&self.0);
+    }
+
+    pub fn remove(&self) {
+        // A thread that was joined may not be reaped yet.
+        for _ in 0..100 {
+            match fs::remove_dir(&self.0) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                _ => return,
+            }
+        }
     }
 
     /// Runs on a thread in this cgroup and a network namespace.
@@ -196,16 +213,13 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // A thread that was joined may not be reaped yet.
-        for _ in 0..100 {
-            match fs::remove_dir(&self.0) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                    thread::sleep(Duration::from_millis(10));
-                }
-                _ => return,
-            }
-        }
+        self.remove();
     }
+}
+
+fn make_threaded(path: &Path) {
+    fs::create_dir(path).must("make a cgroup");
+    fs::write(path.join("cgroup.type"), "threaded").must("make the cgroup threaded");
 }
 
 fn own_cgroup() -> PathBuf {
