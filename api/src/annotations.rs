@@ -42,9 +42,6 @@ pub const TOPOLOGY_MODE: [&str; 2] = [
     "service.kubernetes.io/topology-aware-hints",
 ];
 
-/// Containers that are proxies of meshes with sidecars: their pods have a mesh already.
-pub const SIDECARS: [&str; 2] = ["linkerd-proxy", "istio-proxy"];
-
 /// The label of a node that names its zone.
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 

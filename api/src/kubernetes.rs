@@ -12,6 +12,8 @@ pub const NOT_READY_TAINT: &str = "node.culvert.io/agent-not-ready";
 pub const NODE_STATUS_ANNOTATION: &str = "culvert.io/agent";
 /// The source of the agent's events.
 pub const AGENT_EVENTS: &str = "culvert-agent";
+/// The reason of the agent's event of a pod that can't be meshed, whatever it asks for.
+pub const UNSUPPORTED: &str = "Unsupported";
 /// The source of control's events.
 pub const CONTROL_EVENTS: &str = "culvert-control";
 

@@ -16,5 +16,6 @@ pub mod kubernetes;
 pub mod lists;
 pub mod policy;
 pub mod protocol;
+pub mod unmeshable;
 pub mod version;
 pub mod workload;
