@@ -4,7 +4,7 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -27,6 +27,7 @@ use crate::{
     desired::{Desired, OwnKernels, Problem, Rules},
     ebpf::Ebpf,
     follow::{Follower, Inputs},
+    kubelet,
     kubernetes::{self, Cluster, Standing},
     metrics::{Metrics, Steering},
     pods::Pods,
@@ -34,8 +35,10 @@ use crate::{
     reports::Reports,
     running::Running,
     store::Store,
-    uninstall::{Own, Uninstall},
+    uninstall::{Own, Started},
 };
+
+pub use crate::uninstall::{Departure, Uninstall};
 
 /// What /ready waits for.
 const EBPF: &str = "ebpf";
@@ -49,7 +52,19 @@ pub struct Agent {
     cni: CniServer,
     readiness: Readiness,
     _objects: Objects,
-    uninstall: Option<Uninstall>,
+}
+
+/// What can steer pods, and takes none in yet.
+pub struct Ready {
+    config: Config,
+    admin: SocketAddr,
+    proxies: ProxyLink,
+    cni: CniServer,
+    readiness: Readiness,
+    registry: Registry,
+    metrics: Metrics,
+    following: Following,
+    pods: Pods,
 }
 
 /// Where the objects come from, for as long as they are wanted.
@@ -68,8 +83,32 @@ struct Following {
     trouble: mpsc::Receiver<Problem>,
 }
 
+/// The cluster that the agent is of; none when a directory is.
+pub async fn cluster(config: &Config) -> anyhow::Result<Option<Cluster>> {
+    let Origin::Kubernetes { kubeconfig } = &config.origin else {
+        return Ok(None);
+    };
+    let cluster = Cluster::watch(kubeconfig.as_deref(), &config.node).await?;
+    Ok(Some(cluster))
+}
+
+/// How all that an agent does on its node is taken from it.
+pub fn uninstall(config: &Config, cluster: &Cluster) -> Uninstall {
+    let mut leftovers: Vec<_> = proxy_dir(config).into_iter().collect();
+    leftovers.push(config.state_dir.clone());
+    leftovers.extend(["proxy.sock", "cni.sock"].map(|name| config.run_dir.join(name)));
+    let daemonset = (&*config.namespace, &*config.daemonset);
+    Uninstall {
+        own: Own::watch(&cluster.client(), daemonset, &config.node),
+        cni: config.cni.clone(),
+        node: (config.node.clone(), cluster.clone()),
+        leftovers,
+        grace: config.grace,
+    }
+}
+
 /// Loads the programs, takes over the pods of an earlier agent, and binds the sockets.
-pub async fn build(config: Config) -> anyhow::Result<Agent> {
+pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<Ready> {
     tracing::info!(?config, "The agent starts");
     raise_open_files();
     let readiness = Readiness::default();
@@ -81,13 +120,12 @@ pub async fn build(config: Config) -> anyhow::Result<Agent> {
     let admin = serve_admin(config.admin, &registry, &readiness).await?;
     make_directories(&config)?;
     let store = Store::open(&config.state_dir)?;
-    let following = follow(&config, &store, &metrics, &readiness).await?;
+    let following = follow(&config, cluster, &store, &metrics, &readiness).await?;
     let ebpf = Ebpf::load(config.ebpf.clone()).await?;
     readiness.done(EBPF);
     let hub = Hub::new(config.node.clone(), ebpf.clone(), metrics.clone());
     registry.register(Box::new(Steering::new(ebpf.clone(), hub.clone())?))?;
     let (desired, reports) = (following.desired.clone(), following.reports.clone());
-    let programs = ebpf.clone();
     let pods = Pods::new(ebpf, hub.clone(), store, desired, metrics.clone(), reports);
     pods.restore().await?;
     let bind = |name: &str| config.run_dir.join(name);
@@ -97,26 +135,68 @@ pub async fn build(config: Config) -> anyhow::Result<Agent> {
     let path = bind("cni.sock");
     let cni = CniServer::bind(&path, pods.clone(), metrics.clone());
     let cni = cni.with_context(|| cannot_bind(&path))?;
-    // After the socket is bound: from here on the plugin leaves no note without asking again.
-    tokio::spawn(pods.clone().adopt_passed());
-    let install = config.cni.clone();
-    // From here on pods wait for the agent: never before somebody would answer them.
-    let kept = install.map(|install| install.keep(&registry)).transpose()?;
-    let (objects, standing) = go_on(
-        &config,
-        following,
-        pods.clone(),
-        (metrics, readiness.clone()),
-        kept.as_ref(),
-    )?;
-    Ok(Agent {
+    Ok(Ready {
+        config,
         admin,
         proxies,
         cni,
         readiness,
-        uninstall: uninstall(config, &objects, standing, (pods, programs), kept),
-        _objects: objects,
+        registry,
+        metrics,
+        following,
+        pods,
     })
+}
+
+// === impl Ready ===
+
+impl Ready {
+    /// Takes pods in from now on, and chains the plugin that brings them.
+    pub fn go_on(self) -> anyhow::Result<(Agent, Started)> {
+        // After the socket is bound: from here on the plugin leaves no note without asking again.
+        tokio::spawn(self.pods.clone().adopt_passed());
+        let install = self.config.cni.clone();
+        // From here on pods wait for the agent: never before somebody would answer them.
+        let kept = install.map(|install| install.keep(&self.registry));
+        let kept = kept.transpose()?;
+        let (objects, standing) = go_on(
+            &self.config,
+            self.following,
+            self.pods.clone(),
+            (self.metrics, self.readiness.clone()),
+            kept.as_ref(),
+        )?;
+        let agent = Agent {
+            admin: self.admin,
+            proxies: self.proxies,
+            cni: self.cni,
+            readiness: self.readiness,
+            _objects: objects,
+        };
+        let started = Started {
+            kept,
+            pods: self.pods,
+            standing,
+        };
+        Ok((agent, started))
+    }
+
+    /// Only serves, so that pods can leave the mesh.
+    pub fn leave(self) -> (Agent, Started) {
+        let agent = Agent {
+            admin: self.admin,
+            proxies: self.proxies,
+            cni: self.cni,
+            readiness: self.readiness,
+            _objects: self.following.objects,
+        };
+        let started = Started {
+            kept: None,
+            pods: self.pods,
+            standing: None,
+        };
+        (agent, started)
+    }
 }
 
 // === impl Agent ===
@@ -125,11 +205,6 @@ impl Agent {
     /// Where metrics and readiness are served.
     pub const fn admin_address(&self) -> SocketAddr {
         self.admin
-    }
-
-    /// How this agent and all that it did is taken from its node. None: it is not of a cluster.
-    pub fn uninstall(&mut self) -> Option<Uninstall> {
-        self.uninstall.take()
     }
 
     /// Serves until the future is dropped. The pods stay steered.
@@ -178,17 +253,23 @@ fn proxy_dir(config: &Config) -> Option<PathBuf> {
     }
 }
 
-/// Without CAP_FOWNER the mode is changed while it is ours.
+/// Without CAP_FOWNER the mode is changed while it is ours. What another user's proxy left in it is
+/// given, too: else it could be neither read nor replaced.
 fn give(dir: &Path, uid: u32) -> std::io::Result<()> {
     if dir.metadata()?.uid() == uid {
         return Ok(());
     }
+    chown(dir, Some(0), Some(0))?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    for entry in dir.read_dir()? {
+        lchown(entry?.path(), Some(uid), Some(uid))?;
+    }
     chown(dir, Some(uid), Some(uid))
 }
 
 async fn follow(
     config: &Config,
+    cluster: Option<Cluster>,
     store: &Store,
     metrics: &Metrics,
     readiness: &Readiness,
@@ -197,10 +278,10 @@ async fn follow(
     let (reports, trouble) = Reports::channel();
     let rules = rules(config, store)?;
     let follower = Follower::new(rules, store.clone(), metrics.clone());
-    let (objects, desired) = match &config.origin {
-        Origin::Manifests(dir) => follow_manifests(dir, follower, can_not).await?,
-        Origin::Kubernetes { kubeconfig } => {
-            let cluster = Cluster::watch(kubeconfig.as_deref(), &config.node).await?;
+    let (objects, desired) = match (&config.origin, cluster) {
+        (Origin::Manifests(dir), _) => follow_manifests(dir, follower, can_not).await?,
+        (Origin::Kubernetes { .. }, None) => anyhow::bail!("expected a cluster"),
+        (Origin::Kubernetes { .. }, Some(cluster)) => {
             readiness.pending(kubernetes::PODS);
             let listed = readiness.clone();
             let listed = move || listed.done(kubernetes::PODS);
@@ -244,6 +325,7 @@ fn rules(config: &Config, store: &Store) -> anyhow::Result<Rules> {
         node: config.node.clone(),
         never_mesh: config.never_mesh.clone(),
         unmeshed: unmeshed.into_iter().collect(),
+        namespaces_may_lag: matches!(config.origin, Origin::Kubernetes { .. }),
     })
 }
 
@@ -267,52 +349,23 @@ fn go_on(
         let running = Running::new(cri, pods.clone(), own_kernels, metrics.clone());
         tokio::spawn(running.follow());
     }
+    let found = config.ebpf.kubelet_cgroup.clone();
+    let kubelet = kubelet::follow(config.kubelet.clone(), found, pods.shared().ebpf.clone());
     let Objects::Kubernetes(cluster) = &objects else {
         return Ok((objects, None));
     };
     cluster.tell(&config.node, desired, trouble, metrics);
     let node = kubernetes::Node::new(cluster, &config.node);
-    let at_start = (config.ebpf.cgroup.clone(), problems(config));
+    let of_node = (config.ebpf.cgroup.clone(), problems(config), kubelet);
     let chained = kept.map(Kept::status);
-    let standing = Standing::new((node, cluster), readiness, pods, chained, at_start);
+    let standing = Standing::new((node, cluster), readiness, pods, chained, of_node);
     let standing = tokio::spawn(standing.follow()).abort_handle();
     Ok((objects, Some(standing)))
-}
-
-fn uninstall(
-    config: Config,
-    objects: &Objects,
-    standing: Option<AbortHandle>,
-    (pods, ebpf): (Pods, Ebpf),
-    kept: Option<Kept>,
-) -> Option<Uninstall> {
-    let Objects::Kubernetes(cluster) = objects else {
-        return None;
-    };
-    let mut leftovers: Vec<_> = proxy_dir(&config).into_iter().collect();
-    leftovers.push(config.state_dir);
-    leftovers.extend(["proxy.sock", "cni.sock"].map(|name| config.run_dir.join(name)));
-    Some(Uninstall {
-        own: Own::watch(&cluster.client(), &config.namespace, &config.daemonset),
-        cni: config.cni.zip(kept),
-        pods,
-        ebpf,
-        node: (config.node, cluster.clone()),
-        standing: standing?,
-        leftovers,
-    })
 }
 
 /// What is wrong with the node, and stays so until the agent is started again.
 fn problems(config: &Config) -> Vec<String> {
     let mut problems = Vec::new();
-    if config.ebpf.kubelet_cgroup.is_none() {
-        problems.push(
-            "the kubelet's cgroup was not found: its probes are connections as any other, and \
-             fail where a pod lets in only who proves an identity; say it with --kubelet-cgroup"
-                .to_owned(),
-        );
-    }
     if config.cri_socket.is_none() {
         problems.push(
             "no socket of a container runtime was found: pods that ran before Culvert came are \

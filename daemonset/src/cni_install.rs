@@ -75,6 +75,18 @@ pub struct Kept {
     keeper: JoinHandle<()>,
 }
 
+/// Looks at the files again and again.
+trait Look: Send + 'static {
+    /// Puts right what is not, and says how long the next repair has to wait, if one does.
+    fn look(&mut self, now: Instant) -> Option<Duration>;
+
+    /// Another one, which has seen nothing yet.
+    fn anew(&self) -> Self;
+
+    /// Says that one has panicked.
+    fn fallen(&self);
+}
+
 // === impl Install ===
 
 impl Install {
@@ -85,18 +97,28 @@ impl Install {
     /// bound: from then on pods need it.
     pub fn keep(self, registry: &Registry) -> Result<Kept, prometheus::Error> {
         let (sender, status) = watch::channel(CniStatus::default());
-        let keeper = Keeper::new(self.clone(), Metrics::register(registry)?, sender);
+        let dirs = self.directories().map(Path::to_owned);
+        let keeper = Keeper::new(self, Metrics::register(registry)?, sender);
         let (stop, stopped) = oneshot::channel();
         Ok(Kept {
             status,
             stop,
-            keeper: tokio::spawn(keep(self, keeper, stopped)),
+            keeper: tokio::spawn(keep(keeper, dirs, stopped)),
         })
     }
 
     /// Removes our configuration: the runtime is back to the primary's. Whether it was there.
     pub fn remove_conflist(&self) -> io::Result<bool> {
         files::remove(&self.conflist())
+    }
+
+    /// Whether our configuration is not there.
+    pub fn is_gone(&self) -> io::Result<bool> {
+        match self.conflist().symlink_metadata() {
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes our plugin. Whether it was there.
@@ -149,11 +171,12 @@ impl Kept {
     }
 }
 
-async fn keep(install: Install, mut keeper: Keeper, stop: oneshot::Receiver<()>) {
+async fn keep<L: Look>(spare: L, dirs: [PathBuf; 2], stop: oneshot::Receiver<()>) {
     let mut stop = pin!(asked(stop));
     let mut changes = Changes::new();
+    let mut keeper = spare.anew();
     loop {
-        for dir in install.directories() {
+        for dir in &dirs {
             // The keeper says that it is not there; the poll finds out when it is.
             drop(changes.listen(dir));
         }
@@ -161,10 +184,12 @@ async fn keep(install: Install, mut keeper: Keeper, stop: oneshot::Receiver<()>)
             let wait = keeper.look(Instant::now());
             (keeper, wait)
         };
-        let Ok((kept, wait)) = spawn_blocking(look).await else {
-            return tracing::error!("The keeper of the CNI configuration panicked");
-        };
-        keeper = kept;
+        let looked = spawn_blocking(look).await;
+        let (next, wait) = looked.unwrap_or_else(|_| {
+            spare.fallen();
+            (spare.anew(), Some(POLL))
+        });
+        keeper = next;
         let woken = async {
             tokio::time::sleep(PAUSE).await;
             match wait {
@@ -184,5 +209,56 @@ async fn keep(install: Install, mut keeper: Keeper, stop: oneshot::Receiver<()>)
 async fn asked(stop: oneshot::Receiver<()>) {
     if stop.await.is_err() {
         std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    /// Panics at its first look.
+    #[derive(Clone)]
+    struct Clumsy {
+        looks: Arc<AtomicUsize>,
+        falls: Arc<AtomicUsize>,
+    }
+
+    impl Look for Clumsy {
+        fn look(&mut self, _: Instant) -> Option<Duration> {
+            let first = self.looks.fetch_add(1, Ordering::SeqCst) == 0;
+            assert!(!first, "a test");
+            None
+        }
+
+        fn anew(&self) -> Self {
+            self.clone()
+        }
+
+        fn fallen(&self) {
+            self.falls.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_keeper_that_panics_says_so_and_is_replaced() {
+        let clumsy = Clumsy {
+            looks: Arc::default(),
+            falls: Arc::default(),
+        };
+        let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+        let dirs = [dir.path().to_owned(), dir.path().to_owned()];
+        let (stop, stopped) = oneshot::channel();
+        let keeping = tokio::spawn(keep(clumsy.clone(), dirs, stopped));
+        while clumsy.looks.load(Ordering::SeqCst) < 3 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        assert_eq!(clumsy.falls.load(Ordering::SeqCst), 1);
+        assert!(stop.send(()).is_ok());
+        assert!(keeping.await.is_ok());
     }
 }

@@ -13,21 +13,15 @@ use std::{
 };
 
 use culvert_api::{
-    annotations::{self, Annotations},
+    annotations::{self, Annotations, INJECT},
+    unmeshable::MIRROR,
     workload::{PodUid, Workload},
 };
 use culvert_manifests::Objects;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
+pub use self::problem::{Fault, Kind, Problem, Severity, Subject};
 use self::{exclusions::Exclusions, workload::workload};
-pub use self::{
-    judge::is_own_kernel,
-    problem::{Fault, Kind, Problem, Severity, Subject},
-};
-
-/// Of a static pod's mirror on the API server: the uid that the kubelet knows the pod by
-/// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>).
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// By what pods are judged.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +32,9 @@ pub struct Rules {
     pub never_mesh: BTreeSet<String>,
     /// Pods that were known to be unmeshed before the objects are.
     pub unmeshed: BTreeSet<String>,
+    /// Whether a namespace may be heard of after its pods, as where each kind has its own watch: a
+    /// pod that only its namespace could opt in is then unknown until that is there.
+    pub namespaces_may_lag: bool,
 }
 
 /// Pods that the container runtime runs with a kernel of their own, and by what.
@@ -77,6 +74,17 @@ pub struct PodRef {
     pub uid: Option<PodUid>,
 }
 
+// === impl Rules ===
+
+impl Rules {
+    fn waits_for_namespace(&self, namespace: &str, pod: &Pod) -> bool {
+        let of_pod = || annotations_of(Some(&pod.metadata));
+        self.namespaces_may_lag
+            && !self.never_mesh.contains(namespace)
+            && annotations::own(INJECT, &of_pod()).is_none()
+    }
+}
+
 // === impl Desired ===
 
 impl Desired {
@@ -102,6 +110,9 @@ impl Desired {
                 continue;
             }
             let of_namespace = objects.namespaces.get(namespace).map(|ns| &ns.metadata);
+            if of_namespace.is_none() && rules.waits_for_namespace(namespace, pod) {
+                continue;
+            }
             let named = (namespace.as_str(), name.as_str());
             desired.insert(named, pod, of_namespace, own_kernels);
         }

@@ -77,8 +77,9 @@ impl Follower {
 
     /// Follows objects that are all there, on a task of its own.
     pub async fn follow(mut self, mut inputs: Inputs) -> watch::Receiver<Arc<Desired>> {
-        let first = self.look(&mut inputs).await;
-        let (sender, receiver) = watch::channel(first);
+        let (first, broken) = self.look(&mut inputs).await;
+        let (sender, receiver) = watch::channel(Arc::clone(&first));
+        self.tell(&first, &broken);
         tokio::spawn(self.go_on(inputs, sender));
         receiver
     }
@@ -94,8 +95,9 @@ impl Follower {
         let (sender, receiver) = watch::channel(Arc::new(unknown));
         tokio::spawn(async move {
             synced.await;
-            let first = self.look(&mut inputs).await;
-            sender.send_replace(first);
+            let (first, broken) = self.look(&mut inputs).await;
+            sender.send_replace(Arc::clone(&first));
+            self.tell(&first, &broken);
             self.go_on(inputs, sender).await;
         });
         receiver
@@ -104,21 +106,22 @@ impl Follower {
     async fn go_on(mut self, mut inputs: Inputs, sender: watch::Sender<Arc<Desired>>) {
         loop {
             inputs.changed().await;
-            let desired = self.look(&mut inputs).await;
+            let (desired, broken) = self.look(&mut inputs).await;
             sender.send_if_modified(|now| {
                 let modified = **now != *desired;
-                *now = desired;
+                *now = Arc::clone(&desired);
                 modified
             });
+            // What is told holds.
+            self.tell(&desired, &broken);
         }
     }
 
-    async fn look(&mut self, inputs: &mut Inputs) -> Arc<Desired> {
+    async fn look(&mut self, inputs: &mut Inputs) -> (Arc<Desired>, Arc<Vec<Problem>>) {
         let (objects, broken, own_kernels) = inputs.latest();
         let desired = Desired::new(&objects, &self.rules, &own_kernels);
-        self.tell(&desired, &broken);
         self.save(&desired).await;
-        Arc::new(desired)
+        (Arc::new(desired), broken)
     }
 
     /// Each problem once, and again when it came back.

@@ -16,7 +16,7 @@ use kube::Client;
 use tokio::sync::{mpsc, watch};
 
 use self::events::Events;
-pub use self::standing::{Node, PODS, Standing};
+pub use self::standing::{Error as NodeError, Node, PODS, Standing};
 use crate::{
     desired::{Desired, OwnKernels, Problem},
     follow::{Follower, Inputs},

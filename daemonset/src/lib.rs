@@ -16,6 +16,7 @@ mod ebpf;
 mod enrolment;
 mod follow;
 mod keys;
+mod kubelet;
 mod kubernetes;
 mod metrics;
 mod netns;

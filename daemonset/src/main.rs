@@ -4,7 +4,7 @@
 use std::{pin::pin, process::ExitCode};
 
 use culvert_agent::{
-    app,
+    app::{self, Departure, Ready, Uninstall},
     config::{Args, Config},
 };
 use culvert_runtime::{config, log, shutdown};
@@ -28,19 +28,30 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn run(config: Config) -> anyhow::Result<()> {
     let mut signal = pin!(shutdown::requested());
-    let mut agent = tokio::select! {
-        built = app::build(config) => built?,
+    let cluster = tokio::select! {
+        // The handler is there before anything is begun.
+        biased;
         signal = &mut signal => {
-            stay(signal?);
+            note_end(signal?);
             return Ok(());
         }
+        cluster = app::cluster(&config) => cluster?,
     };
-    let uninstall = agent.uninstall();
+    let uninstall = cluster
+        .as_ref()
+        .map(|cluster| app::uninstall(&config, cluster));
+    let mut build = pin!(app::build(config, cluster));
+    let ready = tokio::select! {
+        ready = &mut build => ready?,
+        signal = &mut signal => return match departure(signal?, uninstall).await {
+            Some(departure) => leave_early(departure, build).await,
+            None => Ok(()),
+        },
+    };
+    let (agent, started) = ready.go_on()?;
     let end = async {
-        let signal = signal.await?;
-        match uninstall {
-            Some(uninstall) if uninstall.is_wanted().await => uninstall.run().await,
-            _ => stay(signal),
+        if let Some(departure) = departure(signal.await?, uninstall).await {
+            departure.run(started).await;
         }
         Ok(())
     };
@@ -50,6 +61,33 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
 }
 
-fn stay(signal: &str) {
+/// None: all stays as it is.
+async fn departure(signal: &str, uninstall: Option<Uninstall>) -> Option<Departure> {
+    let departure = match uninstall {
+        Some(uninstall) => uninstall.begin().await,
+        None => None,
+    };
+    if departure.is_none() {
+        note_end(signal);
+    }
+    departure
+}
+
+/// Only an agent that has started can take pods out of the mesh.
+async fn leave_early(
+    mut departure: Departure,
+    build: impl Future<Output = anyhow::Result<Ready>>,
+) -> anyhow::Result<()> {
+    let Some(ready) = departure.start(build).await else {
+        return Ok(());
+    };
+    let (agent, started) = ready.leave();
+    tokio::select! {
+        never = agent.wait() => match never {},
+        () = departure.run(started) => Ok(()),
+    }
+}
+
+fn note_end(signal: &str) {
     tracing::info!(signal, "The agent stops; its pods stay steered");
 }

@@ -24,7 +24,7 @@ use culvert_ebpf_loader::{self as loader, Node};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::actor::Actor;
-pub use self::fault::Fault;
+pub use self::{fault::Fault, state::Pace};
 use crate::{
     desired::Desired,
     ebpf::{self, Ebpf},

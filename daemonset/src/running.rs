@@ -13,6 +13,7 @@ use std::{
 
 use culvert_api::{
     cni::{Attachment, Response},
+    unmeshable::is_own_kernel,
     workload::PodUid,
 };
 use tokio::{
@@ -22,7 +23,7 @@ use tokio::{
 
 use crate::{
     cri::{self, Cri, Details, Sandbox},
-    desired::{Desired, Fault, OwnKernels, Problem, Subject, is_own_kernel},
+    desired::{Desired, Fault, OwnKernels, Problem, Subject},
     metrics::Metrics,
     pods::Pods,
 };

@@ -1,5 +1,5 @@
 {{- /* SPDX-License-Identifier: Apache-2.0 */ -}}
-{{- /* These templates keep to the part of Go's templates that `culvert install` renders: cli/src/install/template.rs says which. */ -}}
+{{- /* These templates keep to the part of Go's templates that `culvert install` renders: cli/src/chart/template.rs says which. */ -}}
 
 {{- define "culvert.labels" -}}
 app.kubernetes.io/part-of: culvert

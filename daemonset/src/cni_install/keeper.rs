@@ -12,7 +12,7 @@ use culvert_api::kubernetes::CniStatus;
 use tokio::sync::watch;
 
 use super::{
-    Install,
+    Install, Look,
     chain::{self, Changed},
     directory::{self, Others, Primary, Unusable},
     files::{self, Stamp},
@@ -66,6 +66,11 @@ enum Fault {
          cni.exclusive=false)", path.display()
     )]
     Disturbed { path: PathBuf },
+    #[error(
+        "nobody keeps it for some seconds: its keeper panicked, see the agent's log before this, \
+         and report it"
+    )]
+    Panicked,
 }
 
 /// What a look at the configurations found.
@@ -88,6 +93,32 @@ struct Wanted {
 
 // === impl Keeper ===
 
+impl Look for Keeper {
+    fn look(&mut self, now: Instant) -> Option<Duration> {
+        let program = self.keep_program();
+        // A runtime that finds the configuration without the program fails every pod.
+        let mut looked = match self.install.program().exists() {
+            true => self.keep_conflist(now),
+            false => Looked::default(),
+        };
+        looked.faults.extend(program.err());
+        self.tell(&looked);
+        looked.wait
+    }
+
+    fn anew(&self) -> Self {
+        let (install, metrics) = (self.install.clone(), self.metrics.clone());
+        Self::new(install, metrics, self.status.clone())
+    }
+
+    fn fallen(&self) {
+        let mut looked = Looked::default();
+        looked.faults.push(Fault::Panicked);
+        // It is told again when it happens again.
+        self.anew().tell(&looked);
+    }
+}
+
 impl Keeper {
     /// Has not looked yet.
     pub fn new(install: Install, metrics: Metrics, status: watch::Sender<CniStatus>) -> Self {
@@ -100,19 +131,6 @@ impl Keeper {
             programs: None,
             told: BTreeSet::new(),
         }
-    }
-
-    /// Puts right what is not, and says how long the next repair has to wait, if one does.
-    pub fn look(&mut self, now: Instant) -> Option<Duration> {
-        let program = self.keep_program();
-        // A runtime that finds the configuration without the program fails every pod.
-        let mut looked = match self.install.program().exists() {
-            true => self.keep_conflist(now),
-            false => Looked::default(),
-        };
-        looked.faults.extend(program.err());
-        self.tell(&looked);
-        looked.wait
     }
 
     fn keep_program(&mut self) -> Result<(), Fault> {

@@ -3,21 +3,18 @@
 
 use culvert_api::{
     annotations::{
-        ACCESS_LOG, Annotations, DEFAULT_INBOUND_POLICY, INJECT, SIDECARS, SKIP_INBOUND_PORTS,
+        ACCESS_LOG, Annotations, DEFAULT_INBOUND_POLICY, INJECT, SKIP_INBOUND_PORTS,
         SKIP_OUTBOUND_PORTS, SKIP_SUBNETS, Standing, standing,
     },
     policy::InboundPolicy,
+    unmeshable::{MIRROR, SIDECARS, is_own_kernel},
 };
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use super::{
-    Effective, Fault, MIRROR,
+    Effective, Fault,
     exclusions::{self, BadItem, Exclusions},
 };
-
-/// Runtimes whose containers have a kernel, or at least a network stack, of their own, by a part
-/// of the names that a RuntimeClass, its handler or the runtime itself has.
-const OWN_KERNELS: [&str; 6] = ["gvisor", "runsc", "kata", "firecracker", "krun", "hyperv"];
 
 const POLICIES: &str = "all-unauthenticated, all-authenticated, audit or deny: the pod lets in \
                         only who proves an identity (all-authenticated)";
@@ -40,12 +37,6 @@ pub struct Judged {
     pub of_pod: Vec<Fault>,
     /// What is told of its namespace.
     pub of_namespace: Vec<Fault>,
-}
-
-/// Whether a runtime of this name has a network stack of its own.
-pub fn is_own_kernel(runtime: &str) -> bool {
-    let runtime = runtime.to_lowercase();
-    OWN_KERNELS.iter().any(|name| runtime.contains(name))
 }
 
 /// What becomes of a pod.

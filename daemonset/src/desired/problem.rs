@@ -3,7 +3,10 @@
 
 use std::fmt;
 
-use culvert_api::annotations::{INJECT, Standing};
+use culvert_api::{
+    annotations::{INJECT, Standing},
+    kubernetes::UNSUPPORTED,
+};
 
 use super::exclusions::BadItem;
 
@@ -224,7 +227,7 @@ impl Fault {
             | Self::Windows
             | Self::Static
             | Self::Sidecar { .. }
-            | Self::NeverMeshed { .. } => "Unsupported",
+            | Self::NeverMeshed { .. } => UNSUPPORTED,
             Self::Inject { .. } | Self::Exclusion { .. } | Self::Value { .. } => {
                 "InvalidAnnotation"
             }

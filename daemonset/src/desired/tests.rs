@@ -42,6 +42,7 @@ fn rules(node: &str) -> Rules {
         node: node.to_owned(),
         never_mesh: BTreeSet::from(["kube-system".to_owned()]),
         unmeshed: BTreeSet::from(["old".to_owned()]),
+        namespaces_may_lag: false,
     }
 }
 
@@ -83,6 +84,39 @@ fn the_namespace_opts_in_and_the_pod_out() {
     let out = wanted(enabled, json!({"culvert.io/inject": "disabled"}));
     assert_eq!(out.0.mesh, None);
     assert_eq!(out.1.unmeshed(), ["u"]);
+}
+
+/// Whether it is meshed; none: it is unknown.
+fn without_namespace(namespace: &str, annotations: serde_json::Value) -> Option<bool> {
+    let mut all = objects(json!({}), &[]);
+    let key = (namespace.to_owned(), "a".to_owned());
+    all.pods.insert(key, Arc::new(annotated(annotations)));
+    all.namespaces.clear();
+    let rules = Rules {
+        namespaces_may_lag: true,
+        ..rules("n1")
+    };
+    let desired = Desired::new(&all, &rules, &OwnKernels::new());
+    let found = desired.pod(&PodUid("u".into()));
+    assert_eq!(desired.pods().count(), usize::from(found.is_some()));
+    found.map(|wanted| wanted.mesh.is_some())
+}
+
+#[test]
+fn a_pod_whose_namespace_is_not_heard_of_yet_is_unknown() {
+    let says = |inject: &str| json!({"linkerd.io/inject": inject});
+    assert_eq!(without_namespace("ns", json!({})), None);
+    assert_eq!(without_namespace("ns", json!({"other": "x"})), None);
+    assert_eq!(without_namespace("ns", says("enabled")), Some(true));
+    assert_eq!(without_namespace("ns", says("disabled")), Some(false));
+    assert_eq!(without_namespace("kube-system", json!({})), Some(false));
+}
+
+#[test]
+fn of_a_directory_a_namespace_need_not_be_said() {
+    let mut all = objects(json!({}), &[annotated(json!({}))]);
+    all.namespaces.clear();
+    assert_eq!(desired(&all, "n1").unmeshed(), ["u"]);
 }
 
 #[test]

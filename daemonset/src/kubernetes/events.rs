@@ -2,16 +2,12 @@
 //! What users can't have, and trouble with pods, as events of their objects.
 //!
 //! An event's name follows from what it says: who says it again, this agent or another or a later
-//! one, is told that it is there already, and nothing is repeated. kube's own recorder names events
+//! one, is told that it is there already, and nothing is twice. kube's own recorder names events
 //! by the time, and takes two of the same reason for one.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    convert::Infallible,
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
-    time::Duration,
-};
+mod agenda;
+
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use culvert_api::kubernetes::AGENT_EVENTS;
 use k8s_openapi::{
@@ -22,9 +18,10 @@ use k8s_openapi::{
 use kube::{Api, Client, api::PostParams};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
+use self::agenda::{Agenda, Outcome, TRIES};
 use crate::{
     desired::{Desired, Fault, Kind, Problem, Severity, Subject},
     metrics::Metrics,
@@ -35,17 +32,11 @@ use crate::{
 const BURST: u32 = 20;
 const PACE: Duration = Duration::from_secs(1);
 
-/// What waits to be told. Later ones are dropped and counted.
-const WAITING: usize = 1024;
-
-/// An event is tried so often, a second apart at first, then two, then four …
-const TRIES: u32 = 5;
-
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the same trouble of a pod is not told again; the API server keeps events for an hour.
-const AGAIN: Duration = Duration::from_secs(3600);
+/// How long nobody looks when there is nothing to tell.
+const REST: Duration = Duration::from_secs(3600);
 
 /// The limits of <https://github.com/kubernetes/kubernetes/blob/v1.33.0/pkg/apis/core/validation/events.go>
 /// and of a name, in bytes.
@@ -62,11 +53,7 @@ pub struct Events {
     client: Client,
     node: String,
     metrics: Metrics,
-    /// Of what is wanted now.
-    told: BTreeSet<Problem>,
-    /// Trouble by event, and when.
-    troubles: BTreeMap<String, Instant>,
-    waiting: VecDeque<Problem>,
+    agenda: Agenda,
     budget: Budget,
 }
 
@@ -89,14 +76,12 @@ impl Events {
             client,
             node: node.to_owned(),
             metrics,
-            told: BTreeSet::new(),
-            troubles: BTreeMap::new(),
-            waiting: VecDeque::new(),
+            agenda: Agenda::default(),
             budget,
         }
     }
 
-    /// Tells each problem of `desired` once, and what comes by `trouble` once an hour.
+    /// Tells each problem of `desired` for as long as it stands, and what comes by `trouble`.
     pub async fn follow(
         mut self,
         mut desired: watch::Receiver<Arc<Desired>>,
@@ -108,62 +93,62 @@ impl Events {
             while let Ok(problem) = trouble.try_recv() {
                 self.take_trouble(problem);
             }
-            if let Some(problem) = self.waiting.pop_front() {
-                self.budget.wait().await;
-                self.publish(&problem).await;
-                continue;
-            }
+            let next = self.agenda.next();
+            let next = next.map(|(due, problem)| (due, problem.clone()));
+            let due = match next {
+                Some((due, problem)) if due <= Instant::now() => {
+                    self.budget.wait().await;
+                    self.tell(&problem).await;
+                    continue;
+                }
+                Some((due, _)) => due,
+                None => Instant::now() + REST,
+            };
             tokio::select! {
                 Ok(()) = desired.changed() => {}
                 Some(problem) = trouble.recv() => self.take_trouble(problem),
-                else => std::future::pending().await,
+                () = sleep_until(due) => {}
             }
         }
     }
 
-    /// What is gone and comes back is told again.
     fn take_problems(&mut self, now: &BTreeSet<Problem>) {
-        let new: Vec<_> = now.difference(&self.told).cloned().collect();
-        if new.is_empty() && now.len() == self.told.len() {
-            return;
-        }
-        self.told = now.clone();
-        for problem in new {
-            self.wait(problem);
-        }
+        let dropped = self.agenda.set(now);
+        (0..dropped).for_each(|_| self.count("dropped"));
     }
 
     fn take_trouble(&mut self, problem: Problem) {
-        self.troubles.retain(|_, told| told.elapsed() < AGAIN);
-        let name = name(&problem);
-        if self.troubles.insert(name, Instant::now()).is_none() {
-            self.wait(problem);
-        }
-    }
-
-    fn wait(&mut self, problem: Problem) {
-        if self.waiting.len() < WAITING {
-            self.waiting.push_back(problem);
-        } else {
+        if !self.agenda.trouble(problem) {
             self.count("dropped");
         }
     }
 
-    async fn publish(&self, problem: &Problem) {
+    async fn tell(&mut self, problem: &Problem) {
+        let outcome = self.publish(problem).await;
+        let failures = self.agenda.told(problem, outcome);
+        match outcome {
+            Outcome::Told => self.count("told"),
+            Outcome::Repeated => self.count("repeated"),
+            Outcome::Refused => self.count("refused"),
+            // Once, however long it goes on.
+            Outcome::Failed if failures == TRIES => {
+                self.count("failed");
+                tracing::warn!(problem = %problem, "Could not make an event of this so far");
+            }
+            Outcome::Failed => {}
+        }
+    }
+
+    async fn publish(&self, problem: &Problem) -> Outcome {
         let event = event(problem, &self.node, Timestamp::now());
         let namespace = event.metadata.namespace.as_deref().unwrap_or(OF_CLUSTER);
         let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
-        for tries in 0..TRIES {
-            let params = PostParams::default();
-            let created = timeout(PATIENCE, events.create(&params, &event)).await;
-            match result(created.map_err(|_| "no answer")) {
-                Ok(result) => return self.count(result),
-                Err(error) => tracing::debug!(%error, "Could not make an event"),
-            }
-            sleep(Duration::from_secs(1 << tries)).await;
-        }
-        self.count("failed");
-        tracing::warn!(problem = %problem, "Could not make an event of this");
+        let params = PostParams::default();
+        let created = timeout(PATIENCE, events.create(&params, &event)).await;
+        created.map_or_else(
+            |_| not_made(&format!("no answer within {} seconds", PATIENCE.as_secs())),
+            outcome,
+        )
     }
 
     fn count(&self, result: &str) {
@@ -171,20 +156,22 @@ impl Events {
     }
 }
 
-/// An error that another try may mend, else what became of it.
-fn result(
-    created: Result<kube::Result<Event>, &'static str>,
-) -> Result<&'static str, Box<dyn std::error::Error + Send + Sync>> {
-    match created? {
-        Ok(_) => Ok("told"),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok("repeated"),
+fn outcome(created: kube::Result<Event>) -> Outcome {
+    match created {
+        Ok(_) => Outcome::Told,
+        Err(kube::Error::Api(status)) if status.code == 409 => Outcome::Repeated,
         // Its namespace is gone, or goes.
         Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404 | 422) => {
             tracing::warn!(error = %status, "The API server refused an event");
-            Ok("refused")
+            Outcome::Refused
         }
-        Err(error) => Err(error.into()),
+        Err(error) => not_made(&error.to_string()),
     }
+}
+
+fn not_made(error: &str) -> Outcome {
+    tracing::debug!(error, "Could not make an event");
+    Outcome::Failed
 }
 
 // === impl Budget ===
@@ -227,13 +214,22 @@ fn event(problem: &Problem, node: &str, now: Timestamp) -> Event {
 
 /// Trouble has an error's words in it, which may differ each time.
 fn name(Problem { subject, fault }: &Problem) -> String {
-    let mut hasher = DefaultHasher::new();
-    (&subject.uid, fault.reason()).hash(&mut hasher);
-    if !matches!(fault, Fault::NotSteered { .. }) {
-        fault.to_string().hash(&mut hasher);
-    }
-    let end = format!(".culvert-{:016x}", hasher.finish());
+    let words = match fault {
+        Fault::NotSteered { .. } => String::new(),
+        _ => fault.to_string(),
+    };
+    let hash = hash(&[&subject.uid, fault.reason(), &words]);
+    let end = format!(".culvert-{hash:016x}");
     format!("{}{end}", cut(&subject.name, NAME - end.len()))
+}
+
+/// FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>), the same in each release: std's hasher may
+/// be another one in the next version of Rust.
+fn hash(words: &[&str]) -> u64 {
+    let bytes = words.iter().flat_map(|word| word.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
 }
 
 fn namespace(subject: &Subject) -> &str {
@@ -299,6 +295,8 @@ mod tests {
         assert_ne!(of("u", Fault::HostNetwork), of("v", Fault::HostNetwork));
         assert_ne!(of("u", Fault::HostNetwork), of("u", Fault::Windows));
         assert_eq!(of("u", not_steered("a")), of("u", not_steered("b")));
+        // And in each release, so that an upgrade says nothing twice.
+        assert_eq!(of("u", not_steered("a")), "web.culvert-d2073702e4e7b8bb");
     }
 
     #[test]

@@ -16,11 +16,11 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use super::Cluster;
-use crate::pods::Pods;
+use crate::pods::{Pace, Pods};
 
 /// What /ready waits for on a cluster, beside the programs and the sockets.
 pub const PODS: &str = "pods";
@@ -30,8 +30,11 @@ const PROXY: &str = "proxy";
 /// How often is looked.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often the annotation is written at most.
+/// How often the annotation is written at most, and the taint taken away.
 const PACE: Duration = Duration::from_secs(5);
+
+/// How often is said in the log that this fails.
+const COMPLAIN: Duration = Duration::from_secs(60);
 
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,9 +48,13 @@ pub struct Standing {
     cgroup: PathBuf,
     /// What was wrong at the start, and stays so.
     problems: Vec<String>,
+    /// What is wrong with the kubelet's cgroup.
+    kubelet: watch::Receiver<Option<String>>,
     objects: watch::Receiver<Arc<Objects>>,
     watches: watch::Receiver<Status>,
-    written: Option<Instant>,
+    written: Pace,
+    untainted: Pace,
+    complained: Pace,
 }
 
 /// This node on the API server. Clones share the connection.
@@ -87,10 +94,12 @@ impl Node {
         }
     }
 
-    /// Takes away what the agent wrote, and the taint: nothing of Culvert's is on the node then.
+    /// Takes away the taint, and whatever becomes of that what the agent wrote: nothing of
+    /// Culvert's is on the node then.
     pub async fn clear(&self, objects: &Objects) -> Result<(), Error> {
+        let untainted = self.untaint(objects).await;
         self.annotate(None).await?;
-        self.untaint(objects).await
+        untainted
     }
 
     async fn annotate(&self, status: Option<&str>) -> Result<(), Error> {
@@ -158,7 +167,7 @@ impl Standing {
         readiness: Readiness,
         pods: Pods,
         cni: Option<watch::Receiver<CniStatus>>,
-        (cgroup, problems): (PathBuf, Vec<String>),
+        (cgroup, problems, kubelet): (PathBuf, Vec<String>, watch::Receiver<Option<String>>),
     ) -> Self {
         readiness.pending(PROXY);
         if cni.is_some() {
@@ -171,24 +180,24 @@ impl Standing {
             cni,
             cgroup,
             problems,
+            kubelet,
             objects: cluster.objects(),
             watches: cluster.status(),
-            written: None,
+            written: Pace::default(),
+            untainted: Pace::default(),
+            complained: Pace::default(),
         }
     }
 
     /// Looks and says so, for ever.
     pub async fn follow(mut self) -> Infallible {
-        let mut failing = false;
         loop {
             let status = self.look();
-            let said = self.say(&status).await;
-            if let Err(error) = &said
-                && !failing
+            if let Err(error) = self.say(&status).await
+                && self.complained.allows(COMPLAIN)
             {
                 tracing::warn!(%error, "Could not say how this node is");
             }
-            failing = said.is_err();
             sleep(LOOK).await;
         }
     }
@@ -223,28 +232,33 @@ impl Standing {
             watch.failing_since?;
             Some(format!("the watch of {kind} objects fails: {error}"))
         });
-        self.problems.iter().cloned().chain(failing).collect()
+        let kubelet = self.kubelet.borrow().clone();
+        let standing = self.problems.iter().cloned().chain(kubelet);
+        standing.chain(failing).collect()
     }
 
-    /// What the API server has already is not said again.
+    /// What the API server has already is not said again. A taint that can't be taken away keeps
+    /// nobody from hearing why.
     async fn say(&mut self, status: &NodeStatus) -> Result<(), Error> {
         let objects = Arc::clone(&self.objects.borrow_and_update());
         let Some(node) = objects.nodes.get(&self.node.name) else {
             return Ok(());
         };
+        let annotated = self.annotate(node, status).await;
+        let is_ready = status.waiting_for.is_empty();
+        if is_ready && !taints(node).is_empty() && self.untainted.allows(PACE) {
+            self.node.untaint(&objects).await?;
+        }
+        annotated
+    }
+
+    async fn annotate(&mut self, node: &v1::Node, status: &NodeStatus) -> Result<(), Error> {
         let annotations = node.metadata.annotations.as_ref();
         let there = annotations.and_then(|all| all.get(NODE_STATUS_ANNOTATION));
         let text = serde_json::to_string(status).unwrap_or_default();
-        let ready = status.waiting_for.is_empty();
-        let untaint = ready && !taints(node).is_empty();
-        if untaint {
-            self.node.untaint(&objects).await?;
-        }
-        let soon = self.written.is_some_and(|at| at.elapsed() < PACE);
-        if there == Some(&text) || soon {
+        if there == Some(&text) || !self.written.allows(PACE) {
             return Ok(());
         }
-        self.written = Some(Instant::now());
         self.node.annotate(Some(&text)).await
     }
 }

@@ -85,8 +85,8 @@ impl Fault {
                 "a fault of the container runtime"
             }
             Self::UnknownPod { .. } => {
-                "the runtime tries again; when it lasts, the agent's source of pods is away or \
-                 has the pod on another node"
+                "the runtime tries again; when it lasts, the agent's source of pods is away, has the \
+                 pod on another node, or does not tell of the pod's namespace"
             }
             Self::Unknown { .. } => "the runtime should add it first",
             Self::Netns(_) | Self::Steering(_) => {

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whether the agent ends because Culvert is taken from the cluster: its own DaemonSet is deleted.
+//! Whether the agent ends because Culvert is taken from the cluster or from its node: its own DaemonSet is deleted, or selects
+//! the node no more.
 
-use std::{pin::pin, time::Duration};
+use std::{fmt, pin::pin, time::Duration};
 
 use futures_util::StreamExt;
 use k8s_openapi::{
-    api::{apps::v1::DaemonSet, core::v1::Namespace},
+    api::{
+        apps::v1::DaemonSet,
+        core::v1::{Namespace, Node},
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
@@ -31,12 +35,30 @@ type Metadata<K> = Api<PartialObjectMeta<K>>;
 /// The agent's own DaemonSet.
 #[derive(Debug)]
 pub struct Own {
-    daemonsets: Metadata<DaemonSet>,
+    daemonsets: Api<DaemonSet>,
     namespaces: Metadata<Namespace>,
-    namespace: String,
+    nodes: Metadata<Node>,
     name: String,
+    namespace: String,
+    node: String,
     seen: watch::Receiver<Seen>,
     watching: JoinHandle<()>,
+}
+
+/// Why Culvert is to go from the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It goes from the cluster.
+    Deleted,
+    /// It stays on other nodes.
+    NotSelected,
+}
+
+/// What the API server says; none where it does not answer, none within where nothing is.
+struct Now {
+    daemonset: Option<Option<DaemonSet>>,
+    namespace: Option<Option<ObjectMeta>>,
+    node: Option<Option<ObjectMeta>>,
 }
 
 /// What was seen of it.
@@ -55,30 +77,34 @@ enum Seen {
 
 impl Own {
     /// Watches it until dropped.
-    pub fn watch(client: &Client, namespace: &str, name: &str) -> Self {
-        let daemonsets: Metadata<DaemonSet> = Api::namespaced(client.clone(), namespace);
+    pub fn watch(client: &Client, (namespace, name): (&str, &str), node: &str) -> Self {
         let (sender, seen) = watch::channel(Seen::Nothing);
+        let watched = Api::namespaced(client.clone(), namespace);
         Self {
-            watching: tokio::spawn(follow(daemonsets.clone(), name.to_owned(), sender)),
-            daemonsets,
+            watching: tokio::spawn(follow(watched, name.to_owned(), sender)),
+            daemonsets: Api::namespaced(client.clone(), namespace),
             namespaces: Api::all(client.clone()),
-            namespace: namespace.to_owned(),
+            nodes: Api::all(client.clone()),
             name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            node: node.to_owned(),
             seen,
         }
     }
 
-    /// Asked when the agent is told to end. Who can't be asked has not deleted anything.
-    pub async fn is_going(&self) -> bool {
-        let daemonset = self.daemonsets.get_opt(&self.name);
-        let daemonset = answered("DaemonSet", daemonset).await;
-        let daemonset = daemonset.map(|found| found.map(|found| found.metadata));
-        if judge(*self.seen.borrow(), daemonset.as_ref()) {
-            return true;
-        }
-        let namespace = self.namespaces.get_opt(&self.namespace);
-        let namespace = answered("namespace", namespace).await.flatten();
-        namespace.is_some_and(|found| is_deleted(&found.metadata))
+    /// Asked when the agent is told to end; none when it is to leave all as it is. Who can't be asked has not deleted anything.
+    pub async fn going(&self) -> Option<Why> {
+        let (daemonset, namespace, node) = tokio::join!(
+            answered("DaemonSet", self.daemonsets.get_opt(&self.name)),
+            answered("namespace", self.namespaces.get_opt(&self.namespace)),
+            answered("node", self.nodes.get_opt(&self.node)),
+        );
+        let now = Now {
+            daemonset,
+            namespace: namespace.map(|found| found.map(|found| found.metadata)),
+            node: node.map(|found| found.map(|found| found.metadata)),
+        };
+        judge(*self.seen.borrow(), &now)
     }
 }
 
@@ -88,10 +114,33 @@ impl Drop for Own {
     }
 }
 
-/// `now` is what the API server says of it; none when it says nothing.
-fn judge(seen: Seen, now: Option<&Option<ObjectMeta>>) -> bool {
+// === impl Why ===
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deleted => "its DaemonSet or namespace is deleted",
+            Self::NotSelected => "the DaemonSet's node selector has not this node",
+        })
+    }
+}
+
+fn judge(seen: Seen, now: &Now) -> Option<Why> {
+    let namespace = now.namespace.as_ref().and_then(Option::as_ref);
+    if is_going(seen, now.daemonset.as_ref()) || namespace.is_some_and(is_deleted) {
+        return Some(Why::Deleted);
+    }
+    // A node that is gone has no labels, and nobody wants anything of it.
+    let (daemonset, node) = (
+        now.daemonset.as_ref()?.as_ref()?,
+        now.node.as_ref()?.as_ref()?,
+    );
+    (!selects(daemonset, node)).then_some(Why::NotSelected)
+}
+
+fn is_going(seen: Seen, now: Option<&Option<DaemonSet>>) -> bool {
     match now {
-        Some(Some(metadata)) => is_deleted(metadata),
+        Some(Some(found)) => is_deleted(&found.metadata),
         // One that was never there may have another name.
         Some(None) => seen != Seen::Nothing,
         None => seen == Seen::Going,
@@ -100,6 +149,17 @@ fn judge(seen: Seen, now: Option<&Option<ObjectMeta>>) -> bool {
 
 fn is_deleted(metadata: &ObjectMeta) -> bool {
     metadata.deletion_timestamp.is_some()
+}
+
+/// By its labels, as the controller of DaemonSets does. The chart has no node affinity.
+fn selects(daemonset: &DaemonSet, node: &ObjectMeta) -> bool {
+    let pod = daemonset.spec.template.spec.as_ref();
+    let selector = pod.and_then(|pod| pod.node_selector.as_ref());
+    let label = |name| node.labels.as_ref().and_then(|labels| labels.get(name));
+    selector
+        .into_iter()
+        .flatten()
+        .all(|(name, value)| label(name) == Some(value))
 }
 
 /// None: no answer.
@@ -163,6 +223,7 @@ fn see(seen: &watch::Sender<Seen>, found: Option<&ObjectMeta>) {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -177,10 +238,24 @@ mod tests {
         }
     }
 
+    fn daemonset(metadata: ObjectMeta, selector: Value) -> DaemonSet {
+        let pod = json!({"nodeSelector": selector, "containers": []});
+        let spec = json!({"selector": {}, "template": {"spec": pod}});
+        let mut daemonset: DaemonSet =
+            serde_json::from_value(json!({"spec": spec})).unwrap_or_else(|e| panic!("{e}"));
+        daemonset.metadata = metadata;
+        daemonset
+    }
+
+    fn labelled(labels: Value) -> ObjectMeta {
+        serde_json::from_value(json!({ "labels": labels })).unwrap_or_else(|e| panic!("{e}"))
+    }
+
     #[test]
     fn only_what_is_deleted_is_going() {
         use Seen::{Going, Nothing, There};
-        let (present, deleted, absent) = (Some(there()), Some(going()), None);
+        let present = Some(daemonset(there(), json!({})));
+        let (deleted, absent) = (Some(daemonset(going(), json!({}))), None);
         for (seen, now, expected) in [
             // The API server knows best: also of one that was made again.
             (There, Some(&present), false),
@@ -195,7 +270,63 @@ mod tests {
             (There, None, false),
             (Going, None, true),
         ] {
-            assert_eq!(judge(seen, now), expected, "{seen:?} {now:?}");
+            let now = Now {
+                daemonset: now.cloned(),
+                namespace: None,
+                node: None,
+            };
+            let expected = expected.then_some(Why::Deleted);
+            assert_eq!(judge(seen, &now), expected, "{seen:?} {:?}", now.daemonset);
+        }
+    }
+
+    #[test]
+    fn a_namespace_takes_its_daemonset_with_it() {
+        for (namespace, expected) in [
+            (Some(Some(going())), Some(Why::Deleted)),
+            (Some(Some(there())), None),
+            (Some(None), None),
+            (None, None),
+        ] {
+            let now = Now {
+                daemonset: Some(Some(daemonset(there(), json!({})))),
+                namespace,
+                node: None,
+            };
+            assert_eq!(judge(Seen::There, &now), expected, "{:?}", now.namespace);
+        }
+    }
+
+    #[test]
+    fn a_node_is_left_when_the_selector_has_it_no_more() {
+        let linux = json!({"kubernetes.io/os": "linux"});
+        let pool = json!({"kubernetes.io/os": "linux", "pool": "a"});
+        for (selector, node, expected) in [
+            (json!({}), Some(Some(labelled(json!({})))), None),
+            (linux, Some(Some(labelled(pool.clone()))), None),
+            (pool.clone(), Some(Some(labelled(pool.clone()))), None),
+            (
+                pool.clone(),
+                Some(Some(labelled(json!({"kubernetes.io/os": "linux"})))),
+                Some(Why::NotSelected),
+            ),
+            (
+                pool.clone(),
+                Some(Some(labelled(
+                    json!({"kubernetes.io/os": "linux", "pool": "b"}),
+                ))),
+                Some(Why::NotSelected),
+            ),
+            // The node is gone, or can't be asked for.
+            (pool.clone(), Some(None), None),
+            (pool, None, None),
+        ] {
+            let now = Now {
+                daemonset: Some(Some(daemonset(there(), selector))),
+                namespace: Some(Some(there())),
+                node,
+            };
+            assert_eq!(judge(Seen::There, &now), expected, "{:?}", now.node);
         }
     }
 

@@ -21,6 +21,11 @@ use tempfile::TempDir;
 /// Longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+const AGENT: &str = env!("CARGO_BIN_EXE_culvert-agent");
+
+/// What the chart gives to the agent.
+const CAPABILITIES: &str = "-all,+bpf,+net_admin,+sys_admin,+chown";
+
 const CGROUPS: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
 
 /// The pod's address and that of its neighbour.
@@ -120,28 +125,96 @@ impl Node {
 
     /// Starts the agent with more flags and waits until it is ready.
     pub fn start_with(&mut self, proxy_uid: u32, more: &[&str]) {
+        let manifests = self.path("manifests").display().to_string();
+        let proxy_uid = proxy_uid.to_string();
+        let all = ["--manifests", &manifests, "--proxy-uid", &proxy_uid];
+        self.launch(Command::new(AGENT), &[&all, more].concat());
+        self.until_ready();
+    }
+
+    /// Starts the agent as a cluster does, and waits for nothing.
+    pub fn launch_in_cluster(&mut self, more: &[&str]) {
+        let path = |name: &str| self.path(name).display().to_string();
+        let kubelet = self.cgroup.join("kubelet");
+        for dir in [&self.path("net"), &self.path("bin"), &kubelet] {
+            fs::create_dir_all(dir).unwrap_or_else(|e| panic!("{e}"));
+        }
+        let (kubeconfig, cri) = (path("kubeconfig"), path("cri.sock"));
+        let (net, bin, plugin, cache) = (path("net"), path("bin"), path("plugin"), path("cache"));
+        let kubelet = kubelet.display().to_string();
+        let all = [
+            "--kubernetes",
+            "--kubeconfig",
+            &kubeconfig,
+            "--cri-socket",
+            &cri,
+            "--kubelet-cgroup",
+            &kubelet,
+            "--cni-net-dir",
+            &net,
+            "--cni-bin-dir",
+            &bin,
+            "--cni-plugin",
+            &plugin,
+            "--cni-cache-dir",
+            &cache,
+        ];
+        let proxy: &[&str] = match more.contains(&"--proxy-uid") {
+            true => &[],
+            false => &["--proxy-uid", "0"],
+        };
+        let mut agent = Command::new("setpriv");
+        agent.args(["--bounding-set", CAPABILITIES, "--", AGENT]);
+        self.launch(agent, &[&all, proxy, more].concat());
+    }
+
+    fn launch(&mut self, mut agent: Command, more: &[&str]) {
         let log = fs::File::create(self.path("log")).unwrap_or_else(|e| panic!("{e}"));
         let arg = |name: &str| self.path(name).display().to_string();
-        let agent = Command::new(env!("CARGO_BIN_EXE_culvert-agent"))
-            .args(["--node", &self.name, "--manifests", &arg("manifests")])
+        let agent = agent
+            .args(["--node", &self.name])
             .args(["--cgroup", &self.cgroup.display().to_string()])
             .args(["--bpf-dir", &arg("bpf/node"), "--state-dir", &arg("state")])
             .args(["--run-dir", &arg("run"), "--admin", "127.0.0.1:0"])
-            .args(["--proxy-uid", &proxy_uid.to_string(), "--log", "debug"])
+            .args(["--log", "debug"])
             .args(more)
             .stderr(log)
             .spawn();
         self.agent = Some(agent.unwrap_or_else(|e| panic!("{e}")));
+    }
+
+    /// Waits until the agent serves.
+    pub fn until_ready(&self) {
         self.until("the agent is ready", || {
             self.log().contains("The agent is ready").then_some(())
         });
     }
 
+    /// Sends the agent a signal.
+    pub fn signal(&self, signal: &str) {
+        if let Some(agent) = &self.agent {
+            run(&["kill", signal, &agent.id().to_string()]);
+        }
+    }
+
+    /// Waits until the agent has ended, and says how.
+    pub fn ended(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let agent = self.agent.as_mut()?;
+            if let Some(status) = agent.try_wait().unwrap_or_else(|e| panic!("{e}")) {
+                self.agent = None;
+                return status.code();
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the agent has not ended within {PATIENCE:?}")
+    }
+
     /// Ends the agent by a signal, and says how it ended.
     pub fn stop(&mut self, signal: &str) -> Option<i32> {
-        let mut agent = self.agent.take()?;
-        run(&["kill", signal, &agent.id().to_string()]);
-        agent.wait().unwrap_or_else(|e| panic!("{e}")).code()
+        self.signal(signal);
+        self.ended()
     }
 
     /// What the agent has open.
@@ -267,9 +340,15 @@ impl Node {
 
     /// What is pinned for pods.
     pub fn pins(&self) -> Vec<String> {
+        let mut found = self.all_pins();
+        found.retain(|path| path.contains("/pods/"));
+        found
+    }
+
+    /// What is pinned at all.
+    pub fn all_pins(&self) -> Vec<String> {
         let mut found = Vec::new();
         walk(&self.path("bpf/node"), &mut found);
-        found.retain(|path| path.contains("/pods/"));
         found
     }
 }
@@ -284,6 +363,8 @@ impl Drop for Node {
             drop(Command::new("ip").args(["netns", "del", &name]).status());
         }
         drop(Command::new("umount").arg(self.path("bpf")).status());
+        // A cluster's only.
+        drop(fs::remove_dir(self.cgroup.join("kubelet")));
         for _ in 0..100 {
             if fs::remove_dir(&self.cgroup).is_ok() {
                 return;

@@ -21,7 +21,7 @@ use nix::{
 use socket2::SockRef;
 
 use crate::{
-    node::{Node, POD},
+    node::{Node, PATIENCE, POD},
     proxy::Proxy,
 };
 
@@ -59,6 +59,9 @@ pub fn accept(proxy: &Proxy, direction: Direction, family: Family) -> TcpStream 
     listener
         .set_nonblocking(false)
         .unwrap_or_else(|e| panic!("{e}"));
+    // Of accept() too.
+    let patient = listener.set_read_timeout(Some(PATIENCE));
+    patient.unwrap_or_else(|e| panic!("{e}"));
     let (accepted, _) = listener.accept().unwrap_or_else(|e| panic!("{e}"));
     accepted
         .set_nonblocking(false)

@@ -310,3 +310,20 @@ fn what_is_no_file_blocks_nobody() {
     world.write("06-empty.conflist", r#"{"name":"n","plugins":[]}"#);
     assert!(world.look().primary.ends_with("10-n.conflist"));
 }
+
+#[test]
+fn a_keeper_that_panicked_chains_nothing_until_the_next_looks() {
+    let mut world = World::new();
+    world.write("10-n.conflist", BRIDGE);
+    assert!(world.look().chained);
+    world.keeper.fallen();
+    let status = world.status.borrow().clone();
+    assert!(
+        !status.chained && status.problem.contains("panicked"),
+        "{status:?}"
+    );
+    assert_eq!(world.keeper.metrics.chained.get(), 0);
+    world.keeper = world.keeper.anew();
+    assert!(world.look().chained);
+    assert_eq!(world.keeper.metrics.chained.get(), 1);
+}
