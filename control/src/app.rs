@@ -18,7 +18,7 @@ use crate::{
     ca::{self, Followed},
     config::{Cluster, Config},
     discovery::{Discovery, Parts},
-    ground::{Ground, Replica},
+    ground::{Ground, Telling},
     identity::Identities,
     metrics::Metrics,
     notices::Notices,
@@ -131,7 +131,7 @@ impl Bound {
     fn start(
         self,
         stop: &watch::Sender<bool>,
-    ) -> anyhow::Result<(Front, Option<Replica>, JoinSet<()>)> {
+    ) -> anyhow::Result<(Front, Option<Telling>, JoinSet<()>)> {
         let (authority, issuer) = (self.authority.authority(), self.authority.issuer());
         let serving = Arc::new(Serving::new(authority.clone())?);
         let tls = Arc::new(serving.tls()?);
@@ -146,10 +146,10 @@ impl Bound {
             certificates.clone(),
             notices.clone(),
         ));
-        tasks.spawn(self.authority.follow(certificates, notices));
+        tasks.spawn(self.authority.follow(certificates, notices.clone()));
         let begun = self
             .ground
-            .begin(self.readiness, heard, &metrics, &mut tasks);
+            .begin(self.readiness, (notices, heard), &metrics, &mut tasks);
         let authenticator = begun.authenticator;
         let discovery = Discovery::new(Parts {
             index: begun.index,
@@ -160,9 +160,8 @@ impl Bound {
             max_subscriptions: self.config.max_subscriptions,
             issuer,
         });
-        if let Some(replica) = &begun.replica {
-            replica.tell(&discovery, &mut tasks);
-        }
+        let replica = begun.replica;
+        let replica = replica.map(|replica| replica.tell(&discovery, &mut tasks));
         let identities = Identities {
             authority,
             authenticator,
@@ -177,7 +176,7 @@ impl Bound {
             ready: begun.ready,
             metrics,
         };
-        Ok((front, begun.replica, tasks))
+        Ok((front, replica, tasks))
     }
 }
 

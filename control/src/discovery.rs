@@ -8,6 +8,7 @@ mod subscriptions;
 
 use std::{
     fmt,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -16,14 +17,18 @@ use culvert_api::{
     workload::PodUid,
 };
 use futures_util::{Stream, StreamExt, future, stream::BoxStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use self::kept::Kept;
-use self::progress::Streams;
+use self::progress::{PATIENCE, Streams, Wanted};
 use crate::{
     index::{Applied, Index, Refused, Report, View},
+    kubernetes::Nodes,
     metrics::Metrics,
     tokens::Authenticator,
 };
@@ -99,12 +104,20 @@ impl Discovery {
 }
 
 impl Acknowledged {
-    /// Waits until the nodes at the streams know a version of the view, but not for long.
-    pub async fn known(&self, version: u64) {
-        let laggards = self.0.streams.known(version, &[], |_| false).await;
-        if laggards > 0 {
-            tracing::warn!(laggards, "Nodes did not acknowledge what changed");
+    /// Waits until the nodes at the streams know all that there was up to a version of the view,
+    /// however long that takes: who asks does not wait for ever.
+    pub(crate) async fn known(&self, version: u64) {
+        let mut known = pin!(self.0.streams.all_known(version));
+        if timeout(PATIENCE, &mut known).await.is_err() {
+            tracing::warn!(version, "Nodes do not acknowledge what changed");
+            known.await;
         }
+    }
+
+    /// The nodes that know all that there was up to a version of the view, and those that don't yet
+    /// or were lost lately.
+    pub(crate) fn nodes(&self, version: u64) -> Nodes {
+        self.0.streams.nodes(version)
     }
 }
 
@@ -167,17 +180,15 @@ impl Shared {
             let index = self.index();
             (index.version_of(uid), index.object_version_of(uid))
         };
-        let (own, others) = tokio::join!(self.known(version), self.kept.others_know(object));
-        own + others
-    }
-
-    /// Waits until the nodes at this replica know `version`. Answers how many don't.
-    async fn known(&self, version: u64) -> usize {
         let view = Arc::clone(&self.views.borrow());
-        let nodes = self.authenticator.nodes(&view);
-        let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
-        let dials = |node: &str| view.has_pods(node);
-        self.streams.known(version, &nodes, dials).await
+        let wanted = Wanted {
+            version,
+            object,
+            nodes: &self.authenticator.nodes(&view),
+            dials: &|node| view.has_pods(node),
+        };
+        let (_waiting, elsewhere) = self.kept.elsewhere();
+        self.streams.known(&wanted, elsewhere).await
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {

@@ -20,11 +20,11 @@ use tokio::{
 
 use crate::{
     config::{self, Cluster, Config},
-    discovery::{Discovery, Kept},
+    discovery::{Acknowledged, Discovery, Kept},
     index::{Index, Reports, View},
     keep, kubernetes,
     metrics::Metrics,
-    notices::Notice,
+    notices::{Notice, Notices},
     objects,
     tokens::{Authenticator, Expected, TokenFile},
 };
@@ -80,6 +80,13 @@ pub(crate) struct Replica {
     index: Arc<Mutex<Index>>,
 }
 
+/// This replica, which tells the others of its nodes.
+#[derive(Debug)]
+pub(crate) struct Telling {
+    own: kubernetes::Own,
+    acknowledged: Acknowledged,
+}
+
 // === impl Ground ===
 
 impl Ground {
@@ -101,7 +108,7 @@ impl Ground {
     pub(crate) fn begin(
         self,
         readiness: Readiness,
-        notices: UnboundedReceiver<Notice>,
+        notices: (Notices, UnboundedReceiver<Notice>),
         metrics: &Metrics,
         tasks: &mut JoinSet<()>,
     ) -> Begun {
@@ -179,7 +186,7 @@ impl OnKubernetes {
     fn begin(
         self,
         readiness: Readiness,
-        notices: UnboundedReceiver<Notice>,
+        (notices, heard): (Notices, UnboundedReceiver<Notice>),
         metrics: &Metrics,
         tasks: &mut JoinSet<()>,
     ) -> Begun {
@@ -195,14 +202,14 @@ impl OnKubernetes {
             metrics: metrics.clone(),
         };
         let own = self.own(metrics);
-        let announcing = own.clone();
+        let others = self.elect(Arc::clone(&index), heard, metrics, tasks);
+        let (announcing, looking) = (own.clone(), others.clone());
         tasks.spawn(async move {
-            announcing.announce().await;
+            announcing.announce(&looking).await;
             follower.run().await;
         });
-        let others = self.elect(Arc::clone(&index), notices, metrics, tasks);
         let client = self.client.clone();
-        let writer = kubernetes::write(client, Arc::clone(&index), metrics.clone());
+        let writer = kubernetes::write(client, Arc::clone(&index), metrics.clone(), notices);
         tasks.spawn(writer);
         let expected = Expected {
             audience: AUDIENCE.to_owned(),
@@ -210,7 +217,7 @@ impl OnKubernetes {
             service_account: PROXY.to_owned(),
         };
         let authenticator =
-            Authenticator::reviewed(self.client, views.clone(), expected, metrics.clone());
+            Authenticator::reviewed(self.client, &Index::lock(&index), expected, metrics.clone());
         Begun {
             views,
             authenticator,
@@ -270,15 +277,23 @@ impl OnKubernetes {
 // === impl Replica ===
 
 impl Replica {
-    /// Tells the others what the nodes at this replica know, from the moment on that it serves.
-    pub(crate) fn tell(&self, discovery: &Discovery, tasks: &mut JoinSet<()>) {
-        let own = self.own.clone();
-        let index = Arc::clone(&self.index);
-        tasks.spawn(own.keep(index, discovery.acknowledged(), self.others.clone()));
+    /// Tells the others which nodes are at this replica and what they know, from the moment on that
+    /// it serves.
+    pub(crate) fn tell(self, discovery: &Discovery, tasks: &mut JoinSet<()>) -> Telling {
+        let (own, acknowledged) = (self.own.clone(), discovery.acknowledged());
+        tasks.spawn(own.keep(self.index, acknowledged.clone(), self.others));
+        Telling {
+            own: self.own,
+            acknowledged,
+        }
     }
+}
 
+// === impl Telling ===
+
+impl Telling {
     /// No node is at this replica any more.
     pub(crate) async fn leave(&self) {
-        self.own.leave().await;
+        self.own.leave(self.acknowledged.nodes(0)).await;
     }
 }

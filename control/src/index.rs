@@ -33,7 +33,7 @@ pub use self::{
 /// What the control plane knows.
 #[derive(Debug)]
 pub struct Index {
-    objects: Arc<Objects>,
+    objects: watch::Sender<Arc<Objects>>,
     reports: watch::Sender<Arc<Reports>>,
     /// Those that say meshed, on disk as well as now: only they are told to peers.
     told: Reports,
@@ -88,7 +88,7 @@ impl Index {
     /// An index without objects, with the reports of an earlier run.
     pub fn new(reports: Reports) -> Self {
         Self {
-            objects: Arc::default(),
+            objects: watch::Sender::default(),
             told: reports.clone(),
             reports: watch::Sender::new(Arc::new(reports)),
             view: watch::Sender::default(),
@@ -107,7 +107,7 @@ impl Index {
 
     /// Replaces all objects.
     pub fn reset(&mut self, objects: Arc<Objects>) {
-        self.objects = objects;
+        self.objects.send_replace(objects);
         match self.conditions.take() {
             None => self.follow(),
             Some(conditions) => self.conditions = Some(self.observe(conditions)),
@@ -120,12 +120,12 @@ impl Index {
 
     fn follow(&mut self) {
         self.reports.send_if_modified(|reports| {
-            let followed = reports.followed(&self.objects);
+            let followed = reports.followed(&self.objects.borrow());
             followed
                 .map(|followed| *reports = Arc::new(followed))
                 .is_some()
         });
-        if let Some(told) = self.told.followed(&self.objects) {
+        if let Some(told) = self.told.followed(&self.objects.borrow()) {
             self.told = told;
         }
     }
@@ -133,19 +133,25 @@ impl Index {
     fn observe(&mut self, mut conditions: Conditions) -> Conditions {
         let next = self.view.borrow().version + 1;
         self.reports.send_modify(|reports| {
-            conditions.reset(&self.objects, Arc::make_mut(reports), next);
+            conditions.reset(&self.objects.borrow(), Arc::make_mut(reports), next);
         });
-        self.told = conditions.steered().told_after(&self.told, next);
+        let mut told = conditions.steered().told_after(&self.told, next);
+        // What somebody takes out of a condition, or writes over, is told until it is put back.
+        told.keep_of(&self.told, &self.reports.borrow());
+        self.told = told;
         conditions
     }
 
     /// Tells peers of `reports`, which are on disk: a restart tells them the same.
     pub fn written(&mut self, reports: &Reports) {
         let next = self.view.borrow().version + 1;
-        let written = reports.followed(&self.objects);
+        let written = reports.followed(&self.objects.borrow());
         let written = written.unwrap_or_else(|| reports.clone());
+        let same = self.told.steers_as(&written);
         self.told = written.told_after(&self.told, next);
-        self.rebuild();
+        if !same {
+            self.rebuild();
+        }
     }
 
     /// Applies what `node` reports of one of its pods. What was known already is taken too.
@@ -187,10 +193,19 @@ impl Index {
         if let Some(conditions) = &self.conditions {
             conditions.report(uid, &known);
         }
+        let withdrawn = !known.is_steered() && self.told.remove(uid);
         self.reports.send_modify(|reports| {
             Arc::make_mut(reports).insert(uid.clone(), known);
         });
-        self.rebuild();
+        // What is new is told once it is kept; then it comes as an object, or by `written`.
+        if withdrawn {
+            self.rebuild();
+        }
+    }
+
+    /// All objects, as they are.
+    pub fn objects(&self) -> watch::Receiver<Arc<Objects>> {
+        self.objects.subscribe()
     }
 
     /// The newest view.
@@ -207,6 +222,11 @@ impl Index {
     pub fn unwritten(&self) -> watch::Receiver<Arc<Unwritten>> {
         let conditions = self.conditions.as_ref();
         conditions.map_or_else(|| watch::channel(Arc::default()).1, Conditions::unwritten)
+    }
+
+    /// What is to be written into the condition of a pod, and the version of the pod.
+    pub fn unwritten_of(&self, uid: &PodUid) -> Option<(Write, u64)> {
+        self.conditions.as_ref()?.open(uid)
     }
 
     /// How new the objects are, as Kubernetes counts; none where they are from a directory.
@@ -249,7 +269,7 @@ impl Index {
         self.view.send_if_modified(|view| {
             let admitted = self.conditions.is_some();
             let made = &mut self.made;
-            let next = build::view(&self.objects, &self.told, view, admitted, made);
+            let next = build::view(&self.objects.borrow(), &self.told, view, admitted, made);
             let modified = next.differs(view);
             if modified {
                 *view = Arc::new(next);

@@ -35,6 +35,7 @@ pub struct Metrics {
     certify: IntCounterVec,
     handshakes: IntCounterVec,
     token_reviews: IntCounterVec,
+    callers_refused: IntCounterVec,
     /// What is counted of keys and certificates.
     pub certificates: CertificateMetrics,
     watches: Watches,
@@ -43,6 +44,7 @@ pub struct Metrics {
     /// Nodes and replicas that did not acknowledge a report in time.
     pub laggards: IntCounter,
     replicas: IntGauge,
+    unwritten_reports: IntGauge,
 }
 
 /// How the watches of Kubernetes are, by kind.
@@ -126,6 +128,11 @@ impl Metrics {
                 "Tokens of nodes that the API server was asked of",
                 "result",
             )?,
+            callers_refused: family(
+                "culvert_control_callers_refused_total",
+                "Calls whose token does not say which node calls",
+                "reason",
+            )?,
             handshakes: family(
                 "culvert_control_handshakes_total",
                 "TLS handshakes",
@@ -143,6 +150,10 @@ impl Metrics {
             replicas: gauge(
                 "culvert_control_replicas",
                 "Replicas of control that live, as this one knows them",
+            )?,
+            unwritten_reports: gauge(
+                "culvert_control_unwritten_reports",
+                "Reports of nodes that the conditions of their pods don't say yet",
             )?,
         })
     }
@@ -167,6 +178,12 @@ impl Metrics {
     pub fn set_replicas(&self, replicas: usize) {
         self.replicas
             .set(i64::try_from(replicas).unwrap_or(i64::MAX));
+    }
+
+    /// So many reports are not in the conditions of their pods.
+    pub fn set_unwritten_reports(&self, reports: usize) {
+        self.unwritten_reports
+            .set(i64::try_from(reports).unwrap_or(i64::MAX));
     }
 
     /// So many objects of a kind can't be read.
@@ -216,6 +233,11 @@ impl Metrics {
     /// The API server was asked of a token: `authenticated`, `denied` or `failed`.
     pub fn token_reviewed(&self, result: &'static str) {
         self.token_reviews.with_label_values(&[result]).inc();
+    }
+
+    /// A call was refused for its token.
+    pub fn caller_refused(&self, reason: &'static str) {
+        self.callers_refused.with_label_values(&[reason]).inc();
     }
 
     /// A TLS handshake ended: `ok`, `failed`, `timeout` or `refused`.

@@ -12,6 +12,8 @@ pub struct Notice {
     pub message: String,
     /// Whether something is to be done about it.
     pub is_warning: bool,
+    /// Whether only this replica has it; the others' are the same, and one of them says it.
+    pub is_own: bool,
 }
 
 /// Where notices go. Clones share it.
@@ -29,6 +31,7 @@ impl Notice {
             reason,
             message,
             is_warning: false,
+            is_own: false,
         }
     }
 
@@ -37,6 +40,14 @@ impl Notice {
         Self {
             is_warning: true,
             ..Self::normal(reason, message)
+        }
+    }
+
+    /// Something is to be done, and no other replica says so.
+    pub fn own_warning(reason: &'static str, message: String) -> Self {
+        Self {
+            is_own: true,
+            ..Self::warning(reason, message)
         }
     }
 }

@@ -4,6 +4,7 @@
 mod answers;
 mod claims;
 mod join;
+mod refusals;
 mod review;
 mod reviewed;
 #[cfg(test)]
@@ -15,14 +16,17 @@ use std::{future::Future, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use culvert_api::grpc::TOKEN_METADATA;
-use tokio::sync::watch;
 use tonic::{Request, Status, metadata::MetadataMap};
 
 pub use self::{
     join::{BadTokens, TokenFile, Tokens},
     review::Expected,
 };
-use crate::{accept::Probation, index::View, metrics::Metrics};
+use crate::{
+    accept::Probation,
+    index::{Index, View},
+    metrics::Metrics,
+};
 
 type Hash = [u8; SHA256_OUTPUT_LEN];
 
@@ -59,11 +63,11 @@ impl Authenticator {
     /// Tells nodes by the tokens of the pods of one ServiceAccount, as the API server has them.
     pub fn reviewed(
         client: kube::Client,
-        views: watch::Receiver<Arc<View>>,
+        index: &Index,
         expected: Expected,
         metrics: Metrics,
     ) -> Self {
-        let reviewer = reviewed::Reviewer::new(client, views, expected, metrics);
+        let reviewer = reviewed::Reviewer::new(client, index, expected, metrics);
         Self {
             by: By::Review(Arc::new(reviewer)),
         }
@@ -95,15 +99,17 @@ impl Authenticator {
 
     /// Who calls, by `authorization: Bearer <token>`.
     async fn caller(&self, token: Option<String>) -> Result<Caller, Status> {
-        let token = token
-            .ok_or_else(|| Status::unauthenticated("expected `authorization: Bearer <token>`"))?;
         match &self.by {
             By::Join(joined) => joined
-                .caller(&token)
+                .caller(&token.ok_or_else(no_token)?)
                 .ok_or_else(|| Status::unauthenticated("no node has this token")),
             By::Review(reviewer) => reviewer.caller(token).await,
         }
     }
+}
+
+fn no_token() -> Status {
+    Status::unauthenticated("expected `authorization: Bearer <token>`")
 }
 
 fn bearer(metadata: &MetadataMap) -> Option<String> {

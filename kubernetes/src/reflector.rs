@@ -90,6 +90,21 @@ impl Default for Timing {
     }
 }
 
+impl Timing {
+    /// The replicas of control are few, and each waits for what the others see, for 5 s. Nodes are
+    /// many.
+    pub(crate) fn of(scope: &Scope) -> Self {
+        let usual = Self::default();
+        match scope {
+            Scope::Cluster => Self {
+                wait: (usual.wait.0, Duration::from_secs(3)),
+                ..usual
+            },
+            Scope::Node(_) => usual,
+        }
+    }
+}
+
 // === impl Reflector ===
 
 impl Reflector {

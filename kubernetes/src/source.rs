@@ -54,7 +54,7 @@ impl Source {
     /// What goes wrong is in [`Source::status`], and what is known stays meanwhile. It is not
     /// logged here: log what changes.
     pub fn watch(client: Client, scope: Scope) -> Self {
-        Self::watch_with(client, &scope, Timing::default())
+        Self::watch_with(client, &scope, Timing::of(&scope))
     }
 
     pub(crate) fn watch_with(client: Client, scope: &Scope, timing: Timing) -> Self {

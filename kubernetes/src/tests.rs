@@ -267,6 +267,14 @@ async fn a_watch_that_nothing_comes_from_is_begun_again() {
     until(&source, |it| it.pods.len() == 1).await;
 }
 
+/// They wait 5 s for each other.
+#[test]
+fn replicas_of_control_are_back_before_others_give_them_up() {
+    let longest = |scope| Timing::of(&scope).wait.1;
+    assert!(longest(Scope::Cluster) <= Duration::from_secs(3));
+    assert_eq!(longest(Scope::Node("n1".into())), Timing::default().wait.1);
+}
+
 #[tokio::test]
 async fn a_server_that_ends_watches_at_once_is_not_asked_in_a_loop() {
     let server = Server::start().await;

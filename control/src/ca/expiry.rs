@@ -66,11 +66,12 @@ fn say(what: Expiring, valid: Validity, now: OffsetDateTime, notices: &Notices) 
 }
 
 fn humane(left: time::Duration) -> String {
-    match (left.whole_days(), left.whole_hours()) {
-        (0, 0) => format!("{} seconds", left.whole_seconds()),
-        (0, hours) => format!("{hours} hours"),
-        (days, _) => format!("{days} days"),
-    }
+    let (count, unit) = match (left.whole_days(), left.whole_hours()) {
+        (0, 0) => (left.whole_seconds(), "second"),
+        (0, hours) => (hours, "hour"),
+        (days, _) => (days, "day"),
+    };
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 // === impl Expiring ===
@@ -145,6 +146,6 @@ mod tests {
     fn what_is_left_is_told_for_people() {
         let hour = time::Duration::HOUR;
         let told = [90 * time::Duration::SECOND, 30 * hour, 5 * hour].map(humane);
-        assert_eq!(told, ["90 seconds", "1 days", "5 hours"]);
+        assert_eq!(told, ["90 seconds", "1 day", "5 hours"]);
     }
 }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use culvert_api::workload::PodUid;
 use tokio::sync::watch;
 
-use crate::{index::Unwritten, kubernetes::Others};
+use crate::{
+    index::Unwritten,
+    kubernetes::{Elsewhere, Others, Waiting},
+};
 
 /// Which reports are kept, so that a restart knows them.
 #[derive(Clone, Debug)]
@@ -37,12 +40,14 @@ impl Kept {
         }
     }
 
-    /// Waits until the nodes of the other replicas know the pods of `version`, but not for long.
-    /// Answers how many replicas don't say so.
-    pub(super) async fn others_know(&self, version: u64) -> usize {
+    /// What other replicas say, and what to hold while they are waited for.
+    pub(super) fn elsewhere(&self) -> (Option<Waiting<'_>>, watch::Receiver<Arc<Elsewhere>>) {
         match self {
-            Self::File(_) => 0,
-            Self::Conditions { others, .. } => others.know(version).await,
+            Self::File(_) => (None, watch::channel(Arc::default()).1),
+            Self::Conditions { others, .. } => {
+                let (waiting, elsewhere) = others.wait();
+                (Some(waiting), elsewhere)
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! How far the nodes know what was changed, so that a report is answered when they do.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -11,14 +11,14 @@ use std::{
 use futures_util::future::join_all;
 use tokio::{
     sync::{Notify, watch},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
-/// How long to wait for the acknowledgements of other nodes, and for nodes that have not come yet.
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::kubernetes::{Elsewhere, NodeId, Nodes, RECENT};
 
-/// How long a node is waited for after its last stream: one that is down is not to delay others.
-const RECENT: Duration = Duration::from_secs(30);
+/// How long to wait for the acknowledgements of other nodes, for nodes that have not come yet, and
+/// for other replicas.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many streams a node may have: the proxy that serves, and those that it replaces.
 const MAX_STREAMS: usize = 4;
@@ -48,6 +48,8 @@ pub(super) struct Streams {
 struct Inner {
     last: u64,
     streams: BTreeMap<u64, Entry>,
+    /// How many streams the nodes have that have any.
+    here: HashMap<String, usize>,
     /// When the first stream of this run came.
     first: Option<Instant>,
     /// When the last streams of nodes ended.
@@ -59,6 +61,29 @@ struct Entry {
     node: String,
     progress: watch::Receiver<Progress>,
     cut: Arc<Notify>,
+}
+
+/// What is to be known, and by whom.
+pub(super) struct Wanted<'a> {
+    /// The version of the view.
+    pub(super) version: u64,
+    /// The version of the pod, by which other replicas say what their nodes know.
+    pub(super) object: u64,
+    /// The nodes that may have a proxy.
+    pub(super) nodes: &'a [String],
+    /// Which of them dial.
+    pub(super) dials: &'a (dyn Fn(&str) -> bool + Sync),
+}
+
+/// Who does not know what is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ignorant<'a> {
+    /// A stream that came meanwhile.
+    Stream,
+    /// A node that is at no replica.
+    Node(&'a str),
+    /// Another replica.
+    Replica,
 }
 
 /// A stream's place among all. Dropping it gives it up.
@@ -104,6 +129,13 @@ impl Progress {
         self.processed >= Some(version) && !on_its_way
     }
 
+    /// Also everything before `version`.
+    fn knows_all(&self, version: u64) -> bool {
+        let first = self.pending.front();
+        let on_its_way = first.is_some_and(|(versions, _)| *versions.start() <= version);
+        self.processed >= Some(version) && !on_its_way
+    }
+
     fn merge_oldest(&mut self) {
         let Some((oldest, _)) = self.pending.pop_front() else {
             return;
@@ -132,6 +164,7 @@ impl Streams {
             cut: Arc::clone(&cut),
         };
         inner.streams.insert(id, entry);
+        *inner.here.entry(node.to_owned()).or_default() += 1;
         inner.cut_oldest(node);
         drop(inner);
         self.entered.send_replace(());
@@ -148,58 +181,132 @@ impl Streams {
         self.ended.subscribe()
     }
 
-    /// Waits until every stream knows `version`, but not for long: also those of the nodes, of
-    /// `nodes` that `dial`, which lost theirs lately or did not come since control started. Answers
-    /// how many don't.
+    /// Waits until it is known by every stream and by every other replica, but not for long: also
+    /// by the nodes which lost their last stream lately, here or elsewhere, or did not come since
+    /// control started, and are at no other replica. Answers how many don't know it.
     pub(super) async fn known(
         &self,
-        version: u64,
-        nodes: &[&str],
-        dial: impl Fn(&str) -> bool,
+        wanted: &Wanted<'_>,
+        mut elsewhere: watch::Receiver<Arc<Elsewhere>>,
     ) -> usize {
         let asked = Instant::now();
-        let ignorant = || {
-            let (streams, absent) = self.lock().ignorant(version, nodes, asked);
-            let absent = absent.into_iter().filter(|node| dial(node)).count();
-            (streams, absent)
-        };
-        let known = self.until_known(version, &ignorant);
-        match tokio::time::timeout(PATIENCE, known).await {
+        let known = self.until_known(wanted, asked, &mut elsewhere);
+        match timeout(PATIENCE, known).await {
             Ok(()) => 0,
-            Err(_) => {
-                let (streams, absent) = ignorant();
-                streams + absent
-            }
+            Err(_) => self.count(wanted, asked, &elsewhere.borrow()),
         }
     }
 
-    async fn until_known(&self, version: u64, ignorant: impl Fn() -> (usize, usize)) {
+    async fn until_known(
+        &self,
+        wanted: &Wanted<'_>,
+        asked: Instant,
+        elsewhere: &mut watch::Receiver<Arc<Elsewhere>>,
+    ) {
         let mut entered = self.entered.subscribe();
         loop {
-            self.until_streams_know(version).await;
-            match ignorant() {
-                (0, 0) => return,
-                // A stream came meanwhile.
-                (_, 0) => {}
-                // It fails only when these streams, which are borrowed here, are gone.
-                (_, _) => drop(entered.changed().await),
+            self.until_streams(|progress| progress.knows(wanted.version))
+                .await;
+            let now = Arc::clone(&elsewhere.borrow_and_update());
+            // All at one moment: a node may be on its way from one replica to another.
+            let Some(one) = self.ignorant(wanted, asked, &now) else {
+                return;
+            };
+            // Thousands of reports may wait for a thousand nodes: all is looked at again only when
+            // the one that was found is no longer in the way.
+            while self.remains(one, wanted, asked, &elsewhere.borrow_and_update()) {
+                // The first fails only when these streams, which are borrowed here, are gone; the
+                // other where there are no replicas.
+                tokio::select! {
+                    changed = entered.changed() => drop(changed),
+                    Ok(()) = elsewhere.changed() => {}
+                }
             }
         }
     }
 
-    /// Waits until each stream that there is now knows `version` or ended.
-    async fn until_streams_know(&self, version: u64) {
+    /// Waits until all streams know all that there was up to `version`.
+    pub(super) async fn all_known(&self, version: u64) {
+        let knows = |progress: &Progress| progress.knows_all(version);
+        while !self.lock().all(knows) {
+            self.until_streams(knows).await;
+        }
+    }
+
+    /// The nodes whose streams know all that there was up to `version`, and the others: those that
+    /// don't know it yet, or lost their last stream lately.
+    pub(super) fn nodes(&self, version: u64) -> Nodes {
+        self.lock().nodes(version)
+    }
+
+    /// Waits until it is so of each stream that there is now, or the stream ended.
+    async fn until_streams(&self, is: impl Fn(&Progress) -> bool) {
         let all: Vec<_> = self
             .lock()
             .streams
             .values()
             .map(|at| at.progress.clone())
             .collect();
+        let is = &is;
         let waiting = all.into_iter().map(|mut progress| async move {
             // An error says that the stream ended.
-            let _ = progress.wait_for(|progress| progress.knows(version)).await;
+            let _ = progress.wait_for(|progress| is(progress)).await;
         });
         join_all(waiting).await;
+    }
+
+    /// One that does not know what is wanted.
+    fn ignorant<'a>(
+        &self,
+        wanted: &Wanted<'a>,
+        asked: Instant,
+        elsewhere: &Elsewhere,
+    ) -> Option<Ignorant<'a>> {
+        if elsewhere.behind(wanted.object) > 0 {
+            return Some(Ignorant::Replica);
+        }
+        let (streams, absent) = self.look(wanted, asked, elsewhere);
+        if streams > 0 {
+            return Some(Ignorant::Stream);
+        }
+        let mut absent = absent.into_iter();
+        absent.find(|node| (wanted.dials)(node)).map(Ignorant::Node)
+    }
+
+    fn remains(
+        &self,
+        ignorant: Ignorant<'_>,
+        wanted: &Wanted<'_>,
+        asked: Instant,
+        elsewhere: &Elsewhere,
+    ) -> bool {
+        match ignorant {
+            Ignorant::Stream => false,
+            Ignorant::Node(node) => self.lock().is_absent(node, asked, elsewhere),
+            Ignorant::Replica => elsewhere.behind(wanted.object) > 0,
+        }
+    }
+
+    /// How many don't know what is wanted.
+    fn count(&self, wanted: &Wanted<'_>, asked: Instant, elsewhere: &Elsewhere) -> usize {
+        let (streams, absent) = self.look(wanted, asked, elsewhere);
+        let absent = absent.into_iter().filter(|node| (wanted.dials)(node));
+        streams + absent.count() + elsewhere.behind(wanted.object)
+    }
+
+    /// How many streams don't know it, and which nodes should be here or elsewhere and are not: at
+    /// one moment, as nodes come and go.
+    fn look<'a>(
+        &self,
+        wanted: &Wanted<'a>,
+        asked: Instant,
+        elsewhere: &Elsewhere,
+    ) -> (usize, Vec<&'a str>) {
+        let inner = self.lock();
+        let know = inner.count(|progress| progress.knows(wanted.version));
+        let nodes = wanted.nodes.iter().map(String::as_str);
+        let absent = nodes.filter(|node| inner.is_absent(node, asked, elsewhere));
+        (inner.streams.len() - know, absent.collect())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -223,36 +330,60 @@ impl Inner {
             .for_each(|entry| entry.cut.notify_one());
     }
 
-    /// How many streams don't know `version`, and which of `nodes` should be there and are not.
-    fn ignorant<'a>(
-        &self,
-        version: u64,
-        nodes: &[&'a str],
-        asked: Instant,
-    ) -> (usize, Vec<&'a str>) {
+    fn count(&self, is: impl Fn(&Progress) -> bool) -> usize {
         let all = self.streams.values();
-        let streams = all.filter(|entry| !entry.progress.borrow().knows(version));
-        let present = self.streams.values().map(|entry| entry.node.as_str());
-        let present: BTreeSet<_> = present.collect();
-        let absent = nodes
-            .iter()
-            .filter(|node| !present.contains(*node) && self.is_awaited(node, asked));
-        (streams.count(), absent.copied().collect())
+        all.filter(|entry| is(&entry.progress.borrow())).count()
     }
 
-    /// A node that was not seen in this run of control may wait to connect again, at its beginning.
-    fn is_awaited(&self, node: &str, asked: Instant) -> bool {
-        let within = |since: Instant, time| asked.saturating_duration_since(since) <= time;
-        match self.left.get(node) {
-            Some(left) => within(*left, RECENT),
-            None => self.first.is_some_and(|first| within(first, PATIENCE)),
+    fn all(&self, is: impl Fn(&Progress) -> bool) -> bool {
+        self.count(is) == self.streams.len()
+    }
+
+    /// The nodes that have streams, and whether it is so of all that a node has.
+    fn present(&self, is: impl Fn(&Progress) -> bool) -> BTreeMap<&str, bool> {
+        let mut nodes = BTreeMap::new();
+        for entry in self.streams.values() {
+            *nodes.entry(entry.node.as_str()).or_insert(true) &= is(&entry.progress.borrow());
         }
+        nodes
+    }
+
+    fn nodes(&self, version: u64) -> Nodes {
+        let now = Instant::now();
+        let here = self.present(|progress| progress.knows_all(version));
+        let left = self.left.iter().filter(|(_, left)| now - **left <= RECENT);
+        let left = left.map(|(node, _)| (node.as_str(), false));
+        let away = left.filter(|(node, _)| !here.contains_key(node));
+        let (mut present, mut lost) = (BTreeSet::new(), BTreeSet::new());
+        for (node, knows) in here.iter().map(|(node, knows)| (*node, *knows)).chain(away) {
+            let of = if knows { &mut present } else { &mut lost };
+            of.insert(NodeId::of(node));
+        }
+        Nodes { present, lost }
+    }
+
+    /// Whether a node should be here or elsewhere and is not. One that was not seen in this run of
+    /// control may wait to connect again, at its beginning.
+    fn is_absent(&self, node: &str, asked: Instant, elsewhere: &Elsewhere) -> bool {
+        if self.here.contains_key(node) {
+            return false;
+        }
+        let id = NodeId::of(node);
+        let within = |since: Instant, time| asked.saturating_duration_since(since) <= time;
+        let lost = self.left.get(node).copied().max(elsewhere.lost(id));
+        let lately = lost.is_some_and(|lost| within(lost, RECENT));
+        let early = self.first.is_some_and(|first| within(first, PATIENCE));
+        (lately || early) && !elsewhere.has(id)
     }
 
     fn leave(&mut self, id: u64) {
         let now = Instant::now();
         self.left.retain(|_, left| now - *left <= RECENT);
         if let Some(entry) = self.streams.remove(&id) {
+            self.here
+                .entry(entry.node.clone())
+                .and_modify(|count| *count -= 1);
+            self.here.retain(|_, count| *count > 0);
             self.left.insert(entry.node, now);
         }
     }
@@ -282,122 +413,4 @@ impl Drop for Place {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_version_is_known_when_its_last_message_is_acknowledged() {
-        let mut progress = Progress::default();
-        progress.told(1, None);
-        assert!(progress.knows(1) && !progress.knows(2));
-        progress.told(3, Some(7));
-        progress.told(4, None);
-        assert!(progress.knows(1) && !progress.knows(2) && !progress.knows(3));
-        assert!(progress.knows(4), "nothing was told of it");
-        progress.acknowledged(6);
-        assert!(!progress.knows(3));
-        progress.acknowledged(7);
-        assert!(progress.knows(2) && progress.knows(3));
-    }
-
-    #[test]
-    fn who_never_acknowledges_takes_bounded_room() {
-        let mut progress = Progress::default();
-        for version in 1..=3000 {
-            progress.told(version, Some(version));
-        }
-        assert_eq!(progress.pending.len(), MAX_PENDING);
-        assert!((1..=3000).all(|version| !progress.knows(version)));
-        progress.acknowledged(3000);
-        assert!((1..=3000).all(|version| progress.knows(version)));
-    }
-
-    fn anywhere(_: &str) -> bool {
-        true
-    }
-
-    /// A stream of a node that knows `version`.
-    fn informed(streams: &Streams, node: &str, version: u64) -> Place {
-        let place = streams.enter(node);
-        place.told(version, None);
-        place
-    }
-
-    /// How many don't know version 1, and how long that took.
-    async fn waited(streams: &Streams, nodes: &[&str]) -> (usize, Duration) {
-        let begin = Instant::now();
-        let laggards = streams.known(1, nodes, anywhere).await;
-        (laggards, begin.elapsed())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn waits_for_all_streams_but_not_for_ever() {
-        let streams = Streams::default();
-        assert_eq!(waited(&streams, &[]).await, (0, Duration::ZERO));
-        let _quick = informed(&streams, "a", 1);
-        let slow = informed(&streams, "b", 0);
-        slow.told(1, Some(1));
-        assert_eq!(waited(&streams, &[]).await, (1, PATIENCE));
-        drop(slow);
-        assert_eq!(waited(&streams, &[]).await, (0, Duration::ZERO));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_new_stream_knows_nothing_until_its_first_answers_are_acknowledged() {
-        let streams = Streams::default();
-        let new = streams.enter("a");
-        assert_eq!(streams.known(0, &[], anywhere).await, 1);
-        new.told(3, Some(5));
-        assert_eq!(streams.known(0, &[], anywhere).await, 1);
-        new.acknowledged(5);
-        assert_eq!(streams.known(3, &[], anywhere).await, 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn at_the_beginning_nodes_that_have_not_come_are_waited_for() {
-        let streams = Streams::default();
-        let _near = informed(&streams, "a", 1);
-        let nodes = ["a", "b"];
-        assert_eq!(streams.known(1, &nodes, |node| node != "b").await, 0);
-        assert_eq!(waited(&streams, &nodes).await, (1, PATIENCE));
-        tokio::time::advance(Duration::from_millis(1)).await;
-        assert_eq!(waited(&streams, &nodes).await, (0, Duration::ZERO));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_node_that_lost_its_stream_is_waited_for_until_it_is_taken_for_down() {
-        let streams = Streams::default();
-        let _near = informed(&streams, "a", 1);
-        let nodes = ["a", "b"];
-        let breaks = informed(&streams, "b", 0);
-        tokio::time::advance(2 * PATIENCE).await;
-        let comes = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            drop(breaks);
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            let back = streams.enter("b");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            back.told(1, None);
-            back
-        };
-        let (waiting, back) = tokio::join!(waited(&streams, &nodes), comes);
-        assert_eq!(waiting, (0, Duration::from_secs(3)));
-        drop(back);
-        assert_eq!(waited(&streams, &["a"]).await, (0, Duration::ZERO));
-        assert_eq!(waited(&streams, &nodes).await, (1, PATIENCE));
-        tokio::time::advance(RECENT).await;
-        assert_eq!(waited(&streams, &nodes).await, (0, Duration::ZERO));
-    }
-
-    #[tokio::test]
-    async fn a_node_with_too_many_streams_loses_the_oldest() {
-        let streams = Streams::default();
-        let other = streams.enter("b");
-        let mine: Vec<_> = (0..=MAX_STREAMS).map(|_| streams.enter("a")).collect();
-        mine[0].cut.notified().await;
-        for kept in mine.iter().skip(1).chain([&other]) {
-            let cut = tokio::time::timeout(Duration::ZERO, kept.cut.notified()).await;
-            assert!(cut.is_err());
-        }
-    }
-}
+mod tests;

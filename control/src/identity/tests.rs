@@ -95,8 +95,7 @@ impl Signing {
         };
         let metrics = Metrics::register(&Registry::new()).unwrap_or_else(|e| panic!("{e}"));
         let (views, client) = (index.view(), api.client());
-        let authenticator =
-            Authenticator::reviewed(client, views.clone(), expected, metrics.clone());
+        let authenticator = Authenticator::reviewed(client, &index, expected, metrics.clone());
         Self {
             identities: Identities {
                 authority: authority(dir.path()),

@@ -11,6 +11,7 @@ use std::{
 use culvert_api::{
     annotations::ZONE_LABEL,
     policy::InboundPolicy,
+    unmeshable::MIRROR,
     workload::{PodUid, Workload},
 };
 use culvert_manifests::{NamespacedName, Objects};
@@ -44,10 +45,6 @@ struct PodSource<'a> {
 }
 
 pub(super) type Entries<'a> = BTreeMap<&'a NamespacedName, Entry<'a>>;
-
-/// The annotation of a pod that a kubelet made of a file,
-/// <https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Makes the view that follows `old`. `admitted`: Kubernetes gave each pod its ServiceAccount.
 /// `made` has what `old` was made of.
@@ -331,7 +328,7 @@ fn services(
                 port_name: port.name.clone().unwrap_or_default(),
                 protocol: ports::of_service_port(&owner, port, &opaque, refusals),
                 traffic,
-                endpoints: behind.endpoints(port, address.ip()),
+                endpoints: behind.endpoints(port, address.ip(), traffic),
             };
             services.insert(address, reuse(&old.services, &address, service));
         }

@@ -38,6 +38,8 @@ pub struct Write {
     pub turns: bool,
     /// The version of the pod that had it first, once it was written.
     pub written: Option<u64>,
+    /// The newest generation that was known when it came: what is later was said later.
+    newest: u64,
 }
 
 /// How new the objects of a view are.
@@ -70,6 +72,9 @@ pub(super) struct Conditions {
 struct Place {
     key: NamespacedName,
     version: u64,
+    /// The version that had first what its condition says. Later ones may be a list's, of changes
+    /// that other replicas don't look at.
+    said: u64,
 }
 
 // === impl Conditions ===
@@ -83,10 +88,11 @@ impl Conditions {
         self.seen.subscribe()
     }
 
-    /// The version of a pod that every replica comes to see, 0 if it is gone or was so from the
-    /// beginning: a list has versions that no watch tells.
+    /// The version of a pod since which its condition says what it does, which every replica comes
+    /// to see; 0 if it is gone or was so from the beginning: a list has versions that no watch
+    /// tells.
     pub(super) fn version_of(&self, uid: &PodUid) -> u64 {
-        let version = self.pods.get(uid).map_or(0, |place| place.version);
+        let version = self.pods.get(uid).map_or(0, |place| place.said);
         let listed = self.listed.unwrap_or_default();
         if version > listed { version } else { 0 }
     }
@@ -129,10 +135,19 @@ impl Conditions {
         let observed = self.observed.get(uid);
         if pending || known.is_news_to(observed) {
             self.unwritten.send_modify(|unwritten| {
+                let pods = &mut Arc::make_mut(unwritten).pods;
                 let write = Write::new(&place.key, known.clone(), observed);
-                Arc::make_mut(unwritten).pods.insert(uid.clone(), write);
+                let write = write.after(pods.get(uid));
+                pods.insert(uid.clone(), write);
             });
         }
+    }
+
+    /// A report that is to be written, and the version of its pod.
+    pub(super) fn open(&self, uid: &PodUid) -> Option<(Write, u64)> {
+        let write = self.unwritten.borrow().pods.get(uid).cloned();
+        let write = write.filter(|write| write.written.is_none())?;
+        Some((write, self.pods.get(uid)?.version))
     }
 
     /// A report was written; `version` is the pod's since.
@@ -172,12 +187,13 @@ impl Conditions {
     /// Looks at the pods that are not the same as before. Answers which these are.
     fn look(&mut self, objects: &Arc<Objects>) -> BTreeSet<PodUid> {
         let old = std::mem::replace(&mut self.objects, Arc::clone(objects));
-        let mut said = HashMap::new();
+        let mut before = HashMap::new();
         for (key, pod) in &old.pods {
             let same = objects.pods.get(key).is_some_and(|it| Arc::ptr_eq(it, pod));
             if let Some(uid) = uid(pod).filter(|_| !same) {
-                self.pods.remove(&uid);
-                said.extend(self.observed.remove(&uid).map(|known| (uid, known)));
+                let known = self.observed.remove(&uid);
+                let place = self.pods.remove(&uid);
+                before.extend(place.map(|place| (uid, (known, place.said))));
             }
         }
         let is_new = |(key, pod): &(&NamespacedName, &Arc<v1::Pod>)| {
@@ -186,9 +202,21 @@ impl Conditions {
         let new: Vec<_> = objects.pods.iter().filter(is_new).collect();
         let new = new.into_iter().filter_map(|(key, pod)| self.note(key, pod));
         let new: BTreeSet<_> = new.collect();
-        let turned = |uid: &PodUid| self.observed.get(uid) != said.get(uid);
-        self.turns += u64::from(new.iter().any(turned));
+        let turned = new.iter().filter(|uid| self.has_turned(uid, &before));
+        self.turns += u64::from(turned.count() > 0);
         new
+    }
+
+    /// Whether the condition of a pod says something else than before; else since when it does.
+    fn has_turned(&mut self, uid: &PodUid, before: &HashMap<PodUid, (Option<Known>, u64)>) -> bool {
+        let old = before.get(uid);
+        if self.observed.get(uid) != old.and_then(|(known, _)| known.as_ref()) {
+            return true;
+        }
+        if let (Some((_, said)), Some(place)) = (old, self.pods.get_mut(uid)) {
+            place.said = *said;
+        }
+        false
     }
 
     fn note(&mut self, key: &NamespacedName, pod: &v1::Pod) -> Option<PodUid> {
@@ -198,26 +226,29 @@ impl Conditions {
         }
         let version = pod.metadata.resource_version.as_deref();
         let version = version.and_then(|version| version.parse().ok());
+        let version = version.unwrap_or_default();
         let place = Place {
             key: key.clone(),
-            version: version.unwrap_or_default(),
+            version,
+            said: version,
         };
         self.pods.insert(uid.clone(), place);
         Some(uid)
     }
 
-    /// Takes out what is there, what another replica wrote over, and pods that are gone.
+    /// Takes out what is there, what another replica said later or wrote over, and pods that are
+    /// gone.
     fn settle(&self, unwritten: &mut Unwritten) {
         unwritten.pods.retain(|uid, write| {
             let Some(place) = self.pods.get(uid) else {
                 return false;
             };
             let observed = self.observed.get(uid);
-            let kept = observed.is_some_and(|observed| write.known.is_kept_by(observed));
+            let settled = observed.is_some_and(|observed| write.is_settled_by(observed));
             let past = write
                 .written
                 .is_some_and(|written| place.version >= written);
-            !kept && !past
+            !settled && !past
         });
     }
 
@@ -240,11 +271,32 @@ fn uid(pod: &v1::Pod) -> Option<PodUid> {
 
 impl Write {
     fn new(pod: &NamespacedName, known: Known, observed: Option<&Known>) -> Self {
+        let newest = observed.map_or(0, Known::generation);
         Self {
             pod: pod.clone(),
             turns: observed.is_none_or(|observed| observed.is_steered() != known.is_steered()),
+            newest: newest.max(known.generation()),
             known,
             written: None,
         }
+    }
+
+    /// In the place of `earlier`, which may be on its way.
+    fn after(self, earlier: Option<&Self>) -> Self {
+        let newest = earlier.map_or(0, |earlier| earlier.newest);
+        Self {
+            newest: self.newest.max(newest),
+            ..self
+        }
+    }
+
+    /// Whether a pod, as it is now, says this or what was said later, so that nothing is to be
+    /// written into it.
+    pub fn is_settled_in(&self, pod: &v1::Pod) -> bool {
+        Known::observed(pod).is_some_and(|observed| self.is_settled_by(&observed))
+    }
+
+    fn is_settled_by(&self, observed: &Known) -> bool {
+        self.known.is_kept_by(observed) || observed.generation() > self.newest
     }
 }

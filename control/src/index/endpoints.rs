@@ -3,10 +3,11 @@
 //! ready pods that the selectors find.
 //!
 //! Which endpoints of a slice count is kube-proxy's rule: the ready ones, and if there are none
-//! those that serve while they end. Hints are not looked at: zones are the nodes' own.
+//! those that serve while they end; of each node, where traffic stays on the node. Hints are not
+//! looked at: zones are the nodes' own.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -24,6 +25,7 @@ use k8s_openapi::{
 use super::{
     addresses,
     build::{Entries, Entry},
+    topology::Traffic,
     view::Peer,
 };
 
@@ -82,7 +84,13 @@ impl<'e, 'a> Source<'e, 'a> {
         }
     }
 
-    fn listed(&self, slices: &[&EndpointSlice], port: &ServicePort, vip: IpAddr) -> Endpoints {
+    fn listed(
+        &self,
+        slices: &[&EndpointSlice],
+        port: &ServicePort,
+        vip: IpAddr,
+        traffic: Traffic,
+    ) -> Endpoints {
         let (mut ready, mut ending) = (Endpoints::new(), Endpoints::new());
         for slice in slices.iter().filter(|slice| is_of(slice, vip)) {
             let Some(number) = number(slice, port) else {
@@ -99,7 +107,7 @@ impl<'e, 'a> Source<'e, 'a> {
                 }
             }
         }
-        if ready.is_empty() { ending } else { ready }
+        counting(ready, ending, traffic)
     }
 
     /// Who is at an endpoint, as the pods' own addresses tell, and only then as the slice does: a
@@ -146,6 +154,20 @@ impl<'e, 'a> Source<'e, 'a> {
     }
 }
 
+/// The ready ones and those that serve while they end, in place of none.
+fn counting(ready: Endpoints, mut ending: Endpoints, traffic: Traffic) -> Endpoints {
+    match traffic {
+        _ if ready.is_empty() => ending,
+        Traffic::Local => {
+            let nodes: HashSet<_> = ready.values().map(|peer| &peer.node).collect();
+            ending.retain(|_, peer| !nodes.contains(&peer.node));
+            ending.extend(ready);
+            ending
+        }
+        Traffic::Cluster | Traffic::Zone => ready,
+    }
+}
+
 fn by_service<'a>(
     slices: impl Iterator<Item = (&'a NamespacedName, &'a EndpointSlice)>,
 ) -> HashMap<NamespacedName, Vec<&'a EndpointSlice>> {
@@ -189,10 +211,10 @@ fn number(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
 
 impl Behind<'_, '_> {
     /// The endpoints of a port, of the family of the address that it was dialled by.
-    pub(super) fn endpoints(&self, port: &ServicePort, vip: IpAddr) -> Endpoints {
+    pub(super) fn endpoints(&self, port: &ServicePort, vip: IpAddr, traffic: Traffic) -> Endpoints {
         match self {
             Self::Selected(entries) => of_selected(entries, port, vip),
-            Self::Sliced(source, slices) => source.listed(slices, port, vip),
+            Self::Sliced(source, slices) => source.listed(slices, port, vip, traffic),
         }
     }
 }

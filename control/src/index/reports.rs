@@ -114,9 +114,31 @@ impl Reports {
         self
     }
 
+    /// Adds those of `told` that `newest` says still.
+    pub(super) fn keep_of(&mut self, told: &Self, newest: &Self) {
+        for (uid, known) in told.pods.iter().filter(|(uid, _)| newest.meshed(uid)) {
+            let held = self.pods.entry(uid.clone());
+            held.or_insert_with(|| known.clone());
+        }
+    }
+
     /// Forgets what `newest` no longer says.
     pub(super) fn cut(&mut self, newest: &Self) {
         self.pods.retain(|uid, _| newest.meshed(uid));
+    }
+
+    /// Forgets a pod. Answers whether it was there.
+    pub(super) fn remove(&mut self, uid: &PodUid) -> bool {
+        self.pods.remove(uid).is_some()
+    }
+
+    /// Whether both say the same pods steered.
+    pub(super) fn steers_as(&self, other: &Self) -> bool {
+        let steered = |reports: &Self| {
+            let steered = reports.pods.iter().filter(|(_, known)| known.steered);
+            steered.map(|(uid, _)| uid.clone()).collect::<BTreeSet<_>>()
+        };
+        steered(self) == steered(other)
     }
 
     /// What is known after a report of `pod`, or nothing new.
@@ -286,6 +308,10 @@ impl Known {
         self.steered
     }
 
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// The same of the same network namespace, whoever said it and when.
     pub(super) fn agrees(&self, other: &Self) -> bool {
         self.cookie == other.cookie && self.steered == other.steered
@@ -304,11 +330,13 @@ impl Known {
         observed.map_or(self.steered, |observed| !self.agrees(observed))
     }
 
-    /// Its stream lives, and nobody said anything else later.
+    /// Its stream lives, and nobody said anything else later; or nobody says anything any more:
+    /// who withdraws says so, and silence unmeshes no pod.
     fn holds_against(&self, observed: Option<&Self>) -> bool {
-        let later =
-            |observed: &Self| self.agrees(observed) || self.generation > observed.generation;
-        self.reporter.lives() && observed.map_or(self.steered, later)
+        let Some(observed) = observed else {
+            return self.steered;
+        };
+        self.reporter.lives() && (self.agrees(observed) || self.generation > observed.generation)
     }
 
     fn follow(&mut self, now: Addresses) -> Followed {

@@ -74,7 +74,8 @@ pub struct Service {
     pub protocol: Hint,
     /// Which of its endpoints a node uses.
     pub traffic: Traffic,
-    /// The ready pods behind it, of the address family that it was dialled by.
+    /// What is behind it, of the address family that it was dialled by: who is ready, and where
+    /// nobody is who serves while it ends. Mostly pods; an EndpointSlice may list others.
     pub endpoints: BTreeMap<SocketAddr, Arc<Peer>>,
 }
 

@@ -43,12 +43,12 @@ pub(crate) struct Events {
 // === impl Events ===
 
 impl Events {
-    /// Says each notice for as long as there are any to come. All replicas have the same ones, so
-    /// that those of one are enough.
+    /// Says each notice for as long as there are any to come. Those that all replicas have are
+    /// said by one.
     pub(crate) async fn write(mut self, mut notices: UnboundedReceiver<Notice>) {
         let events = Api::namespaced(self.client.clone(), &self.namespace);
         while let Some(notice) = notices.recv().await {
-            if self.leads().await {
+            if notice.is_own || self.leads().await {
                 self.publish(&events, notice).await;
             }
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! This replica's own Lease: that it lives, and what its nodes know.
+//! This replica's own Lease: that it lives, which nodes it has, and what these know.
 
 use std::{
     future::Future,
@@ -14,12 +14,13 @@ use k8s_openapi::{
 };
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
 };
 use tokio::{sync::watch, time::timeout};
 
 use super::{
     leader,
+    nodes::Nodes,
     replicas::{LOOK, Others},
     retry::Backoff,
 };
@@ -29,9 +30,14 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Which Leases are replicas' own.
-pub(super) const SELECTOR: &str = "culvert.io/lease=control-replica";
-const LABEL: (&str, &str) = ("culvert.io/lease", "control-replica");
+/// The label of replicas' own Leases, and what it says of one that lives and one that left.
+pub(super) const LABEL: &str = "culvert.io/lease";
+const LIVE: &str = "control-replica";
+pub(super) const LEFT: &str = "control-replica-left";
+
+/// Which Leases are replicas' own, and which of these live.
+pub(super) const ALL: &str = LABEL;
+const SELECTOR: &str = "culvert.io/lease=control-replica";
 
 /// The annotation with the newest version of a pod that all nodes of the replica know.
 pub(super) const KNOWN: &str = "culvert.io/known";
@@ -48,7 +54,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for more that the nodes know before it is written.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// How often it is written when no condition changed: pods change all the time.
+/// How often it is written when no condition changed: pods change and nodes move all the time.
 const SOON: Duration = Duration::from_secs(1);
 
 /// Who writes, in the Leases' `managedFields`.
@@ -63,6 +69,14 @@ pub(crate) struct Own {
     pub(crate) metrics: Metrics,
 }
 
+/// What a Lease is to say.
+#[derive(Clone, Debug, Default)]
+struct Statement {
+    known: u64,
+    nodes: Nodes,
+    left: bool,
+}
+
 // === impl Own ===
 
 impl Own {
@@ -72,12 +86,14 @@ impl Own {
     }
 
     /// Writes the Lease for the first time. To be done before any node is served: whoever does
-    /// not know of this replica does not wait for its nodes.
-    pub(crate) async fn announce(&self) {
+    /// not know of this replica does not wait for its nodes. What an earlier run said in it is read
+    /// before.
+    pub(crate) async fn announce(&self, others: &Others) {
+        others.looked().await;
         let mut backoff = Backoff::default();
         loop {
             let announced = async {
-                self.write(0, None).await?;
+                self.write(&Statement::default(), None).await?;
                 self.has_others().await
             };
             match announced.await {
@@ -103,58 +119,62 @@ impl Own {
         self,
         index: Arc<Mutex<Index>>,
         acknowledged: Acknowledged,
-        mut others: Others,
+        others: Others,
     ) {
         let Some(seen) = Index::lock(&index).seen() else {
             return;
         };
         let (knowing, known) = watch::channel(Seen::default());
-        let learning = async {
-            let mut seen = seen;
-            loop {
-                let now = *seen.borrow_and_update();
-                acknowledged.known(now.view).await;
-                knowing.send_replace(now);
-                if seen.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        let renewing = async {
-            let mut backoff = Backoff::default();
-            loop {
-                let now = *known.borrow();
-                let owner = self.owner(&index);
-                match self.write(now.newest, owner).await {
-                    Ok(()) => backoff = Backoff::default(),
-                    Err(error) => {
-                        self.failed(&error);
-                        backoff.wait().await;
-                        continue;
-                    }
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(RENEW) => {}
-                    () = news(&known, now), if others.any() => {}
-                    () = others.changed(), if !others.any() => {}
-                }
-            }
-        };
-        tokio::join!(learning, renewing);
+        let renewing = self.renew(&index, &acknowledged, known, others);
+        tokio::join!(learn(seen, &acknowledged, knowing), renewing);
     }
 
-    /// Takes the Lease away, as no node is at this replica any more, and the leader's if it is held.
-    pub(crate) async fn leave(&self) {
-        let name = Self::name(&self.replica);
-        let params = DeleteParams::default();
-        let left = async {
-            let (deleted, resigned) = tokio::join!(
-                self.leases.delete(&name, &params),
-                leader::resign(&self.leases, &self.replica)
-            );
-            deleted.map(drop).and(resigned)
+    async fn renew(
+        &self,
+        index: &Mutex<Index>,
+        acknowledged: &Acknowledged,
+        known: watch::Receiver<Seen>,
+        mut others: Others,
+    ) {
+        others.looked().await;
+        let mut backoff = Backoff::default();
+        loop {
+            let now = *known.borrow();
+            let said = Statement {
+                known: now.newest,
+                nodes: acknowledged.nodes(now.view),
+                left: false,
+            };
+            match self.write(&said, self.owner(index)).await {
+                Ok(()) => backoff = Backoff::default(),
+                Err(error) => {
+                    self.failed(&error);
+                    backoff.wait().await;
+                    continue;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RENEW) => {}
+                () = news(&known, now), if others.any() => {}
+                () = moved(acknowledged, now, &said.nodes), if others.any() => {}
+                () = others.changed(), if !others.any() => {}
+            }
+        }
+    }
+
+    /// Says that this replica is gone and which nodes it had, and gives up the leader's Lease if it
+    /// is held. Who remains takes the Lease away when nobody waits for these nodes any more.
+    pub(crate) async fn leave(&self, nodes: Nodes) {
+        let said = Statement {
+            known: 0,
+            nodes: nodes.left(),
+            left: true,
         };
-        if let Err(error) = answered(left).await {
+        let (said, resigned) = tokio::join!(
+            self.write(&said, None),
+            answered(leader::resign(&self.leases, &self.replica))
+        );
+        if let Err(error) = said.and(resigned) {
             tracing::warn!(error, "Could not give up this replica's Leases");
         }
     }
@@ -177,8 +197,8 @@ impl Own {
         })
     }
 
-    async fn write(&self, known: u64, owner: Option<OwnerReference>) -> Result<(), String> {
-        let lease = self.lease(known, owner);
+    async fn write(&self, said: &Statement, owner: Option<OwnerReference>) -> Result<(), String> {
+        let lease = self.lease(said, owner);
         answered(async {
             match self.patch(&lease).await {
                 Err(kube::Error::Api(status)) if status.code == 404 => self.create(&lease).await,
@@ -209,15 +229,19 @@ impl Own {
         patched.map(drop)
     }
 
-    fn lease(&self, known: u64, owner: Option<OwnerReference>) -> Lease {
-        let (label, value) = LABEL;
+    fn lease(&self, said: &Statement, owner: Option<OwnerReference>) -> Lease {
+        let known = (KNOWN.to_owned(), said.known.to_string());
+        let annotations = said.nodes.annotations().into_iter().chain([known]);
+        let label = if said.left { LEFT } else { LIVE };
+        let owners = owner.map(|owner| vec![owner]);
         Lease {
             metadata: ObjectMeta {
                 name: Some(Self::name(&self.replica)),
                 namespace: Some(self.namespace.clone()),
-                labels: Some([(label.to_owned(), value.to_owned())].into()),
-                annotations: Some([(KNOWN.to_owned(), known.to_string())].into()),
-                owner_references: owner.map(|owner| vec![owner]),
+                labels: Some([(LABEL.to_owned(), label.to_owned())].into()),
+                annotations: Some(annotations.collect()),
+                // One that left is to outlive its pod.
+                owner_references: owners.or_else(|| said.left.then(Vec::new)),
                 ..ObjectMeta::default()
             },
             spec: Some(LeaseSpec {
@@ -226,6 +250,32 @@ impl Own {
                 renew_time: Some(MicroTime(Timestamp::now())),
                 ..LeaseSpec::default()
             }),
+        }
+    }
+}
+
+/// Follows what all nodes here know.
+async fn learn(
+    mut seen: watch::Receiver<Seen>,
+    acknowledged: &Acknowledged,
+    knowing: watch::Sender<Seen>,
+) {
+    loop {
+        let now = *seen.borrow_and_update();
+        acknowledged.known(now.view).await;
+        knowing.send_replace(now);
+        if seen.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits until nodes came or went, but not only a moment.
+async fn moved(acknowledged: &Acknowledged, now: Seen, said: &Nodes) {
+    loop {
+        tokio::time::sleep(SOON).await;
+        if acknowledged.nodes(now.view) != *said {
+            return;
         }
     }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The other replicas of control, by their Leases: who lives, and how much of Kubernetes' news all
-//! nodes at its streams have acknowledged.
+//! The other replicas of control, by their Leases: who lives, which nodes are there, and how much
+//! of Kubernetes' news these have acknowledged.
 //!
 //! A report is told to all nodes when each replica says that its nodes know the version of the pod
-//! whose condition has it. A replica that says nothing is not waited for longer than a node is.
+//! whose condition has it, and no node is on its way from one replica to another. A replica that
+//! says nothing is not waited for longer than a node is.
 
 use std::{
     collections::BTreeMap,
@@ -11,34 +12,38 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use kube::{Api, api::ListParams};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, Preconditions},
+};
 use tokio::{
     sync::{Notify, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
-use super::lease::{KNOWN, LIFETIME, SELECTOR};
+use super::{
+    elsewhere::{Elsewhere, RECENT, Replicas as Saying, Said, Stage},
+    lease::{ALL, KNOWN, LABEL, LEFT, LIFETIME},
+    nodes::Nodes,
+};
 use crate::metrics::Metrics;
 
-/// How long to wait for the other replicas, as for nodes.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// How often to look at the Leases, while nobody waits and while somebody does. They are a few
-/// small objects; a watch would be heard no sooner, and could be behind.
+/// objects of some kilobytes; a watch would be heard no sooner, and could be behind.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 const LOOK_SOON: Duration = Duration::from_millis(50);
 
 /// How long a request may take.
 const REQUEST: Duration = Duration::from_secs(5);
 
-/// What each other replica that lives says that its nodes know.
+/// What the other replicas say.
 #[derive(Clone, Debug)]
 pub struct Others {
-    known: watch::Receiver<BTreeMap<String, u64>>,
+    elsewhere: watch::Receiver<Arc<Elsewhere>>,
     asked: Arc<Asked>,
 }
 
@@ -49,57 +54,62 @@ struct Asked {
     begun: Notify,
 }
 
-struct Waiting<'a>(&'a Asked);
+/// While it is held, the Leases are looked at often.
+#[derive(Debug)]
+pub struct Waiting<'a>(&'a Asked);
 
 /// Follows the Leases of the replicas.
 #[derive(Debug)]
 pub(crate) struct Replicas {
     own: String,
     seen: BTreeMap<String, Seen>,
-    known: watch::Sender<BTreeMap<String, u64>>,
+    /// When they were last listed, if nothing failed since.
+    listed: Option<Instant>,
+    saying: Saying,
+    elsewhere: watch::Sender<Arc<Elsewhere>>,
     asked: Arc<Asked>,
     metrics: Metrics,
 }
 
-/// A Lease, and since when it has not been renewed. Nobody's clock is compared with another's.
+/// A Lease.
 #[derive(Clone, Debug)]
 struct Seen {
     spec: Option<LeaseSpec>,
+    /// How long it was not renewed, as far as it could be seen. Nobody's clock is compared with
+    /// another's.
+    silent: Duration,
+    left: bool,
     known: u64,
-    since: Instant,
+    nodes: Option<Nodes>,
+    version: Option<String>,
 }
 
 // === impl Others ===
 
 impl Others {
-    /// Waits until the nodes of every other replica know the objects of `version`, but not for
-    /// long. Answers how many replicas don't say so.
-    pub async fn know(&self, version: u64) -> usize {
-        let mut known = self.known.clone();
-        let _waiting = self.asked.wait();
-        let all = known.wait_for(|known| behind(known, version) == 0);
-        match timeout(PATIENCE, all).await {
-            // An error says that control is stopping.
-            Ok(_) => 0,
-            Err(_) => behind(&self.known.borrow(), version),
-        }
+    /// What they say, from now on often.
+    pub(crate) fn wait(&self) -> (Waiting<'_>, watch::Receiver<Arc<Elsewhere>>) {
+        (self.asked.wait(), self.elsewhere.clone())
+    }
+
+    /// Waits until the Leases were read.
+    pub(super) async fn looked(&self) {
+        let mut elsewhere = self.elsewhere.clone();
+        // An error says that control is stopping.
+        let _ = elsewhere.wait_for(|elsewhere| elsewhere.looked).await;
     }
 
     /// Whether there are any.
     pub(super) fn any(&self) -> bool {
-        !self.known.borrow().is_empty()
+        !self.elsewhere.borrow().known.is_empty()
     }
 
     /// Waits until one came, went, or said something.
     pub(super) async fn changed(&mut self) {
-        if self.known.changed().await.is_err() {
+        if self.elsewhere.changed().await.is_err() {
             std::future::pending().await
         }
     }
-}
-
-fn behind(known: &BTreeMap<String, u64>, version: u64) -> usize {
-    known.values().filter(|known| **known < version).count()
 }
 
 // === impl Asked ===
@@ -131,67 +141,134 @@ impl Drop for Waiting<'_> {
 
 impl Replicas {
     pub(crate) fn new(own: String, metrics: Metrics) -> (Self, Others) {
-        let (known, others) = watch::channel(BTreeMap::new());
+        let (sender, elsewhere) = watch::channel(Arc::default());
         let asked: Arc<Asked> = Arc::default();
         let itself = Self {
             own,
             seen: BTreeMap::new(),
-            known,
+            listed: None,
+            saying: Saying::new(),
+            elsewhere: sender,
             asked: Arc::clone(&asked),
             metrics,
         };
-        let others = Others {
-            known: others,
-            asked,
-        };
-        (itself, others)
+        (itself, Others { elsewhere, asked })
     }
 
-    /// For as long as the process runs. While the API server is away, what is known stays until it
-    /// is too old.
+    /// For as long as the process runs. While the API server is away, what is known stays: nobody
+    /// could say anything.
     pub(crate) async fn follow(mut self, leases: Api<Lease>) {
-        let params = ListParams::default().labels(SELECTOR);
+        let params = ListParams::default().labels(ALL);
         loop {
             match timeout(REQUEST, leases.list(&params)).await {
-                Ok(Ok(list)) => self.take(list.items, Instant::now()),
-                Ok(Err(error)) => tracing::debug!(%error, "Could not list the replicas' Leases"),
-                Err(_) => tracing::debug!("No answer to a list of the replicas' Leases"),
+                Ok(Ok(list)) => {
+                    self.take(list.items, Instant::now());
+                    self.sweep(&leases).await;
+                }
+                Ok(Err(error)) => self.missed(&error.to_string()),
+                Err(_) => self.missed("no answer of the API server"),
             }
-            self.publish(Instant::now());
             self.asked.next().await;
         }
     }
 
+    fn missed(&mut self, error: &str) {
+        tracing::debug!(error, "Could not list the replicas' Leases");
+        self.listed = None;
+    }
+
     fn take(&mut self, leases: Vec<Lease>, now: Instant) {
-        let old = std::mem::take(&mut self.seen);
+        let last = self.listed.replace(now);
+        let passed = last.map_or(Duration::ZERO, |last| now - last);
+        let mut old = std::mem::take(&mut self.seen);
         let leases = leases.into_iter().map(|lease| {
             let name = lease.metadata.name.clone().unwrap_or_default();
-            let same = old.get(&name).filter(|seen| seen.spec == lease.spec);
-            let seen = Seen {
-                since: same.map_or(now, |seen| seen.since),
-                known: acknowledged(&lease),
-                spec: lease.spec,
-            };
+            let seen = Seen::after(old.remove(&name), lease, passed);
             (name, seen)
         });
         self.seen = leases.collect();
+        self.publish(now);
     }
 
-    fn publish(&self, now: Instant) {
-        let lives = |seen: &Seen| now.saturating_duration_since(seen.since) <= LIFETIME;
-        let others = self.seen.iter().filter(|(name, _)| **name != self.own);
-        let others = others.filter(|(_, seen)| lives(seen));
-        let known: BTreeMap<_, _> = others
-            .map(|(name, seen)| (name.clone(), seen.known))
-            .collect();
-        self.metrics.set_replicas(known.len() + 1);
-        self.known.send_if_modified(|held| {
-            let modified = *held != known;
+    fn publish(&mut self, now: Instant) {
+        let before = Arc::clone(&self.elsewhere.borrow());
+        let all = self.seen.iter();
+        let said = all.filter_map(|(name, seen)| {
+            let own = *name == self.own;
+            // It says what this run does from then on.
+            let stage = if own { Stage::Former } else { seen.stage() };
+            (!own || !before.looked).then(|| (name.clone(), seen.said(stage)))
+        });
+        let said = said.collect();
+        let old = std::mem::replace(&mut self.saying, said);
+        let next = Elsewhere::after(&before, &old, &self.saying, now);
+        self.metrics.set_replicas(next.known.len() + 1);
+        self.elsewhere.send_if_modified(|held| {
+            let modified = **held != next;
             if modified {
-                *held = known;
+                *held = Arc::new(next);
             }
             modified
         });
+    }
+
+    /// Takes away what a replica left behind when all have seen it.
+    async fn sweep(&self, leases: &Api<Lease>) {
+        for (name, seen) in self.seen.iter().filter(|(_, seen)| seen.is_over()) {
+            let preconditions = Preconditions {
+                resource_version: seen.version.clone(),
+                uid: None,
+            };
+            let params = DeleteParams {
+                preconditions: Some(preconditions),
+                ..DeleteParams::default()
+            };
+            // Another may be quicker, or it was renewed; else the next look tries again.
+            match timeout(REQUEST, leases.delete(name, &params)).await {
+                Ok(Ok(_)) => tracing::debug!(name, "Deleted the Lease of a replica that left"),
+                Ok(Err(error)) => tracing::debug!(name, %error, "Could not delete a Lease"),
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    fn after(old: Option<Self>, lease: Lease, passed: Duration) -> Self {
+        let same = old.filter(|old| old.spec == lease.spec);
+        let labels = lease.metadata.labels.as_ref();
+        let label = labels.and_then(|labels| labels.get(LABEL));
+        Self {
+            silent: same.map_or(Duration::ZERO, |old| old.silent + passed),
+            left: label.is_some_and(|label| label == LEFT),
+            known: acknowledged(&lease),
+            nodes: Nodes::of(&lease),
+            version: lease.metadata.resource_version,
+            spec: lease.spec,
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        match self.left {
+            true => Stage::Left,
+            false if self.silent > LIFETIME => Stage::Silent,
+            false => Stage::Lives,
+        }
+    }
+
+    fn said(&self, stage: Stage) -> Said {
+        Said {
+            stage,
+            known: self.known,
+            nodes: self.nodes.clone(),
+        }
+    }
+
+    /// Nobody waits for the nodes that it had any more.
+    fn is_over(&self) -> bool {
+        self.left && self.silent > RECENT
     }
 }
 
@@ -205,87 +282,4 @@ fn acknowledged(lease: &Lease) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use k8s_openapi::{
-        apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
-        jiff::Timestamp,
-    };
-    use prometheus::Registry;
-
-    use super::*;
-
-    fn lease(name: &str, renewed: i64, known: &str) -> Lease {
-        let renewed = Timestamp::from_second(renewed).unwrap_or_else(|e| panic!("{e}"));
-        Lease {
-            metadata: ObjectMeta {
-                name: Some(name.to_owned()),
-                annotations: Some([(KNOWN.to_owned(), known.to_owned())].into()),
-                ..ObjectMeta::default()
-            },
-            spec: Some(LeaseSpec {
-                renew_time: Some(MicroTime(renewed)),
-                ..LeaseSpec::default()
-            }),
-        }
-    }
-
-    fn replicas() -> (Replicas, Others) {
-        let metrics = Metrics::register(&Registry::new()).unwrap_or_else(|e| panic!("{e}"));
-        Replicas::new("own".to_owned(), metrics)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_others_are_waited_for_but_not_for_ever() {
-        let (mut replicas, others) = replicas();
-        let begin = Instant::now();
-        assert_eq!(others.know(7).await, 0, "there are no others");
-        let said = [("own", "1"), ("a", "7"), ("b", "6"), ("c", "nothing")];
-        let leases = said.map(|(name, known)| lease(name, 1, known));
-        replicas.take(leases.into(), begin);
-        replicas.publish(begin);
-        assert_eq!(others.know(7).await, 2);
-        replicas.take(vec![lease("a", 1, "7"), lease("b", 2, "8")], begin);
-        replicas.publish(begin);
-        assert_eq!(others.know(7).await, 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_does_not_renew_is_gone() {
-        let (mut replicas, others) = replicas();
-        let begin = Instant::now();
-        replicas.take(vec![lease("a", 1, "1")], begin);
-        let late = begin + LIFETIME + Duration::from_secs(1);
-        replicas.take(vec![lease("a", 1, "2")], late);
-        replicas.publish(begin + LIFETIME);
-        assert_eq!(others.know(9).await, 1);
-        replicas.publish(late);
-        assert_eq!(
-            others.know(9).await,
-            0,
-            "it said something, but renewed nothing"
-        );
-        replicas.take(vec![lease("a", 2, "2")], late);
-        replicas.publish(late);
-        assert_eq!(others.know(9).await, 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_waits_makes_it_look_soon() {
-        let (replicas, others) = replicas();
-        let begin = tokio::time::Instant::now();
-        replicas.asked.next().await;
-        assert_eq!(begin.elapsed(), LOOK);
-        replicas.known.send_replace([("a".to_owned(), 1)].into());
-        let waits = tokio::spawn(async move { others.know(2).await });
-        tokio::task::yield_now().await;
-        let begin = tokio::time::Instant::now();
-        replicas.asked.next().await;
-        assert_eq!(begin.elapsed(), LOOK_SOON);
-        replicas.known.send_replace([("a".to_owned(), 2)].into());
-        assert_eq!(waits.await.ok(), Some(0));
-        replicas.asked.next().await;
-        let begin = tokio::time::Instant::now();
-        replicas.asked.next().await;
-        assert_eq!(begin.elapsed(), LOOK);
-    }
-}
+mod tests;

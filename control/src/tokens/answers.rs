@@ -40,6 +40,8 @@ struct Good {
     /// Until when it counts without another question.
     fresh: Instant,
     expires: SystemTime,
+    /// Its pod was known.
+    met: bool,
 }
 
 /// What is known of one token.
@@ -81,16 +83,27 @@ impl Answers {
             let now = SystemTime::now();
             all.retain(|_, good| good.expires > now);
         }
+        let met = all.get(&hash).is_some_and(|good| good.met);
         drop_oldest(&mut all, |good| good.fresh);
-        let fresh = Instant::now() + FRESH;
-        all.insert(
-            hash,
-            Good {
-                proof,
-                fresh,
-                expires,
-            },
-        );
+        let good = Good {
+            proof,
+            fresh: Instant::now() + FRESH,
+            expires,
+            met,
+        };
+        all.insert(hash, good);
+    }
+
+    /// The pod of a token that was good is known: when it is not any more, it is gone.
+    pub(super) fn meet(&self, hash: &Hash) {
+        if let Some(good) = lock(&self.good).get_mut(hash) {
+            good.met = true;
+        }
+    }
+
+    /// Whether the pod of a token was known.
+    pub(super) fn met(&self, hash: &Hash) -> bool {
+        lock(&self.good).get(hash).is_some_and(|good| good.met)
     }
 
     /// Nobody answered: what is known counts a little longer, so that not every call has to wait.

@@ -5,8 +5,7 @@
 use std::{fmt, sync::Arc, time::SystemTime};
 
 use culvert_api::workload::PodUid;
-use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::Api;
+use culvert_manifests::Objects;
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -18,12 +17,13 @@ use super::{
     Caller, Hash, Standing,
     answers::{Answers, FRESH, Known},
     claims::{Claims, Hopeless},
-    hash_of,
+    hash_of, no_token,
+    refusals::Refusals,
     review::{Denied, Expected, Proof, Reviews, Unanswered},
 };
 use crate::{
     identity::PATIENCE,
-    index::{Pod, View},
+    index::{Index, Pod, View},
     metrics::Metrics,
 };
 
@@ -33,12 +33,18 @@ const SKEW: std::time::Duration = std::time::Duration::from_secs(60);
 /// How long until a token of an open stream that was denied is asked of once more.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
 
+/// The same, where the token's pod is not known. An API server vouches for the token of a pod that
+/// is gone up to 10 s longer,
+/// <https://github.com/kubernetes/kubernetes/blob/v1.33.0/pkg/kubeapiserver/options/authentication.go>.
+const SOON: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// Tells nodes by the tokens of their proxies' pods.
 pub(super) struct Reviewer {
     reviews: Reviews,
-    accounts: Api<ServiceAccount>,
+    objects: watch::Receiver<Arc<Objects>>,
     views: watch::Receiver<Arc<View>>,
     answers: Answers,
+    refusals: Refusals,
     metrics: Metrics,
 }
 
@@ -60,9 +66,19 @@ struct Token {
     node: String,
 }
 
+/// What the API server vouches for.
+enum Vouched {
+    /// It just said so.
+    Now(Arc<Proof>),
+    /// It said so up to [`FRESH`] ago, or longer while it is away.
+    Before(Arc<Proof>),
+}
+
 /// Who calls is not known. The caller is told less.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
+    #[error("it shows no token")]
+    NoToken,
     #[error("the token is of no use: {0}")]
     Hopeless(#[from] Hopeless),
     #[error("the token is not good: {0}")]
@@ -71,6 +87,8 @@ enum Refused {
     Unanswered(#[from] Unanswered),
     #[error("its pod {0} is not known yet")]
     UnknownPod(PodUid),
+    #[error("its pod {0} is gone")]
+    PodGone(PodUid),
     #[error("its pod {pod} is no proxy's: {reason}")]
     NotTheProxy { pod: PodUid, reason: &'static str },
     #[error("its pod is on node {scheduled:?}, but the token says {claimed:?}")]
@@ -82,15 +100,16 @@ enum Refused {
 impl Reviewer {
     pub(super) fn new(
         client: kube::Client,
-        views: watch::Receiver<Arc<View>>,
+        index: &Index,
         expected: Expected,
         metrics: Metrics,
     ) -> Self {
         Self {
-            accounts: Api::namespaced(client.clone(), &expected.namespace),
+            objects: index.objects(),
             reviews: Reviews::new(client, expected),
-            views,
+            views: index.view(),
             answers: Answers::default(),
+            refusals: Refusals::new(metrics.clone()),
             metrics,
         }
     }
@@ -106,7 +125,7 @@ impl Reviewer {
     }
 
     /// Who shows this token.
-    pub(super) async fn caller(self: &Arc<Self>, text: String) -> Result<Caller, Status> {
+    pub(super) async fn caller(self: &Arc<Self>, text: Option<String>) -> Result<Caller, Status> {
         match self.admitted(text).await {
             Ok(token) => Ok(Caller {
                 node: token.node.clone(),
@@ -117,19 +136,26 @@ impl Reviewer {
                 }),
             }),
             Err(error) => {
-                tracing::warn!(%error, "Refused a caller");
+                self.refusals.note(error.reason(), &error);
                 Err(error.status())
             }
         }
     }
 
-    async fn admitted(&self, text: String) -> Result<Token, Refused> {
+    async fn admitted(&self, text: Option<String>) -> Result<Token, Refused> {
+        let text = text.ok_or(Refused::NoToken)?;
         let expected = self.reviews.expected();
         let (subject, now) = (expected.username(), SystemTime::now());
         let claims = Claims::of(&text, &subject, &expected.audience, now)?;
         let (hash, expires) = (hash_of(&text), claims.expires());
-        let proof = self.proof(&text, hash, expires).await?;
+        let proof = match self.proof(&text, hash, expires).await? {
+            Vouched::Now(proof) => proof,
+            Vouched::Before(proof) => self.again(proof, &text, hash, expires).await?,
+        };
         let node = self.node(&proof).await?;
+        if self.is_known(&proof) {
+            self.answers.meet(&hash);
+        }
         Ok(Token {
             text: text.into(),
             hash,
@@ -140,30 +166,50 @@ impl Reviewer {
     }
 
     /// What the API server vouches for, now or lately; while it is away also what it did before.
-    async fn proof(
-        &self,
-        text: &str,
-        hash: Hash,
-        expires: SystemTime,
-    ) -> Result<Arc<Proof>, Refused> {
+    async fn proof(&self, text: &str, hash: Hash, expires: SystemTime) -> Result<Vouched, Refused> {
         let _asking = match self.answers.of(&hash) {
-            Known::Good(proof) => return Ok(proof),
+            Known::Good(proof) => return Ok(Vouched::Before(proof)),
             Known::Denied(denied) => return Err(denied.into()),
             Known::Stale(_) | Known::Nothing => self.answers.ask(&hash).await,
         };
         match self.answers.of(&hash) {
-            Known::Good(proof) => Ok(proof),
+            Known::Good(proof) => Ok(Vouched::Before(proof)),
             Known::Denied(denied) => Err(denied.into()),
             Known::Stale(proof) => match self.review(text, hash, expires, true).await {
                 Err(Refused::Unanswered(error)) => {
                     tracing::debug!(%error, "The token was good before, and counts");
                     self.answers.put_off(&hash);
-                    Ok(proof)
+                    Ok(Vouched::Before(proof))
                 }
-                answered => answered,
+                answered => answered.map(Vouched::Now),
             },
-            Known::Nothing => self.review(text, hash, expires, false).await,
+            Known::Nothing => {
+                let answered = self.review(text, hash, expires, false).await;
+                answered.map(Vouched::Now)
+            }
         }
+    }
+
+    /// What was vouched for before counts while its pod is known. A pod that is not known may be
+    /// ahead of the view, and then its token is good now; or it is gone.
+    async fn again(
+        &self,
+        before: Arc<Proof>,
+        text: &str,
+        hash: Hash,
+        expires: SystemTime,
+    ) -> Result<Arc<Proof>, Refused> {
+        if self.is_known(&before) {
+            return Ok(before);
+        }
+        if self.answers.met(&hash) {
+            return Err(Refused::PodGone(before.uid.clone()));
+        }
+        let _asking = self.answers.ask(&hash).await;
+        if self.is_known(&before) {
+            return Ok(before);
+        }
+        self.review(text, hash, expires, true).await
     }
 
     async fn review(
@@ -208,6 +254,10 @@ impl Reviewer {
             (None, Some(claimed)) => Ok(claimed),
             (None, None) => Err(Refused::UnknownPod(proof.uid.clone())),
         }
+    }
+
+    fn is_known(&self, proof: &Proof) -> bool {
+        self.pod(&self.views.borrow(), proof).is_some()
     }
 
     /// The pod of a token, once it is known to be on a node.
@@ -279,11 +329,12 @@ impl Reviewer {
     async fn denied(&self, token: &Token) -> String {
         let mut denied_before = false;
         loop {
-            sleep(match denied_before {
+            let wait = match denied_before {
                 true => AGAIN,
-                false => FRESH.mul_f64(rand_factor(&token.hash)),
-            })
-            .await;
+                false if !self.is_known(&token.proof) => SOON,
+                false => FRESH,
+            };
+            sleep(wait.mul_f64(rand_factor(&token.hash))).await;
             match self.still_good(token).await {
                 Err(reason) if denied_before => return reason,
                 still => denied_before = still.is_err(),
@@ -301,15 +352,18 @@ impl Reviewer {
                 Ok(_) | Err(_) => Ok(()),
             };
         }
-        let name = &self.reviews.expected().service_account;
-        match self.accounts.get_opt(name).await {
-            Ok(None) => Err("its ServiceAccount is gone".to_owned()),
-            Ok(Some(now)) if token.proof.account.is_some() => {
-                let same = now.metadata.uid == token.proof.account;
-                same.then_some(())
-                    .ok_or_else(|| "its ServiceAccount is another one".to_owned())
-            }
-            Ok(Some(_)) | Err(_) => Ok(()),
+        self.account_of(&token.proof).map_err(str::to_owned)
+    }
+
+    fn account_of(&self, proof: &Proof) -> Result<(), &'static str> {
+        let expected = self.reviews.expected();
+        let key = (expected.namespace.clone(), expected.service_account.clone());
+        let objects = self.objects.borrow();
+        let account = objects.service_accounts.get(&key);
+        let now = account.ok_or("its ServiceAccount is gone")?;
+        match (&now.metadata.uid, &proof.account) {
+            (Some(now), Some(then)) if now != then => Err("its ServiceAccount is another one"),
+            _ => Ok(()),
         }
     }
 }
@@ -365,14 +419,29 @@ impl fmt::Debug for Token {
 // === impl Refused ===
 
 impl Refused {
+    /// For the metric.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NoToken => "no-token",
+            Self::Hopeless(_) => "hopeless",
+            Self::Denied(_) => "denied",
+            Self::Unanswered(_) => "unanswered",
+            Self::UnknownPod(_) => "unknown-pod",
+            Self::PodGone(_) => "pod-gone",
+            Self::NotTheProxy { .. } => "not-the-proxy",
+            Self::OtherNode { .. } => "other-node",
+        }
+    }
+
     fn status(&self) -> Status {
         match self {
+            Self::NoToken => no_token(),
             Self::Unanswered(_) => Status::unavailable("control could not have the token reviewed"),
             Self::UnknownPod(_) => Status::unavailable("control does not know the token's pod yet"),
             Self::Hopeless(_) | Self::Denied(_) => Status::unauthenticated(
                 "expected a token of the proxy's ServiceAccount for control",
             ),
-            Self::NotTheProxy { .. } | Self::OtherNode { .. } => {
+            Self::NotTheProxy { .. } | Self::OtherNode { .. } | Self::PodGone(_) => {
                 Status::unauthenticated("the token's pod is not a proxy on its node")
             }
         }

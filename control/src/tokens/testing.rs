@@ -93,8 +93,6 @@ pub(crate) struct FakeApi {
 pub(crate) struct State {
     /// The `status` of each token's review; any other token is not authenticated.
     pub(crate) tokens: HashMap<String, Value>,
-    /// The uid of the ServiceAccount of the proxies.
-    pub(super) account: Option<String>,
     /// Connections are closed without an answer.
     pub(super) away: bool,
     /// How many reviews were asked for.
@@ -152,12 +150,6 @@ impl FakeApi {
         if state.away {
             return None;
         }
-        if head.starts_with("GET /api/v1/namespaces/culvert/serviceaccounts/culvert-proxy ") {
-            return Some(match &state.account {
-                Some(uid) => (200, account(uid)),
-                None => (404, not_found()),
-            });
-        }
         let review: Value = serde_json::from_slice(body).ok()?;
         let status = state.tokens.get(review["spec"]["token"].as_str()?);
         let status = status
@@ -193,20 +185,6 @@ impl Service<http::Request<kube::client::Body>> for FakeApi {
             Ok(response)
         })
     }
-}
-
-fn account(uid: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "ServiceAccount",
-        "metadata": {"namespace": "culvert", "name": "culvert-proxy", "uid": uid},
-    })
-}
-
-fn not_found() -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
-        "reason": "NotFound", "code": 404, "message": "not found",
-    })
 }
 
 /// The head of the next request, and its body.

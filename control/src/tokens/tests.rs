@@ -31,6 +31,13 @@ fn pod(name: &str, node: &str, account: &str, phase: &str) -> String {
     )
 }
 
+fn account(uid: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: ServiceAccount\n\
+         metadata: {{name: culvert-proxy, namespace: culvert, uid: {uid}}}\n"
+    )
+}
+
 fn proxy() -> String {
     pod("culvert-proxy-1", "n1", "culvert-proxy", "Running")
 }
@@ -49,7 +56,6 @@ impl Cluster {
 
     fn of(client: kube::Client, api: FakeApi, pods: &str) -> Self {
         let registry = Registry::new();
-        api.state().account = Some("uid-account".to_owned());
         let metrics = Metrics::register(&registry).unwrap_or_else(|e| panic!("{e}"));
         let index = Index::new(Reports::default());
         let expected = Expected {
@@ -57,7 +63,7 @@ impl Cluster {
             namespace: "culvert".to_owned(),
             service_account: "culvert-proxy".to_owned(),
         };
-        let authenticator = Authenticator::reviewed(client, index.view(), expected, metrics);
+        let authenticator = Authenticator::reviewed(client, &index, expected, metrics);
         let cluster = Self {
             api,
             index: Mutex::new(index),
@@ -69,8 +75,12 @@ impl Cluster {
     }
 
     fn reset(&self, pods: &str) {
+        self.reset_all(&format!("{}{pods}", account("uid-account")));
+    }
+
+    fn reset_all(&self, objects: &str) {
         let mut index = self.index.lock().unwrap_or_else(|e| panic!("{e}"));
-        index.reset(crate::testing::objects(pods));
+        index.reset(crate::testing::objects(objects));
     }
 
     async fn admit(&self, token: &str) -> Result<Caller, Code> {
@@ -92,11 +102,17 @@ impl Cluster {
     }
 
     fn counted(&self) -> BTreeSet<(String, u64)> {
+        self.counts("culvert_control_token_reviews_total")
+    }
+
+    fn refused(&self) -> BTreeSet<(String, u64)> {
+        self.counts("culvert_control_callers_refused_total")
+    }
+
+    fn counts(&self, name: &str) -> BTreeSet<(String, u64)> {
         let families = self.registry.gather();
-        let reviews = families
-            .iter()
-            .find(|family| family.name() == "culvert_control_token_reviews_total");
-        let metrics = reviews.into_iter().flat_map(|family| family.get_metric());
+        let family = families.iter().find(|family| family.name() == name);
+        let metrics = family.into_iter().flat_map(|family| family.get_metric());
         metrics
             .map(|metric| {
                 let result = metric.get_label()[0].value().to_owned();
@@ -212,6 +228,11 @@ async fn forged_tokens_are_refused_and_most_of_them_without_a_question() {
     }
     assert_eq!(cluster.asked(), 1, "what was denied is remembered");
     assert_eq!(cluster.counted(), [("denied".to_owned(), 1)].into());
+    let none = cluster.authenticator.admit(&Request::new(())).await;
+    assert_eq!(none.err().map(|it| it.code()), Some(Code::Unauthenticated));
+    let refused = [("denied", 10), ("hopeless", 4), ("no-token", 1)];
+    let refused = refused.map(|(reason, count)| (reason.to_owned(), count));
+    assert_eq!(cluster.refused(), refused.into());
 }
 
 #[tokio::test]
@@ -268,8 +289,46 @@ async fn a_pod_that_control_does_not_know_yet_is_waited_for_unless_the_token_nam
     };
     let (node, ()) = tokio::join!(cluster.node(&token), late);
     assert_eq!(node.as_deref(), Ok("n1"));
+    let early = Cluster::with("");
+    let token = good(&early.api, "1.20", status_1_20());
+    assert_eq!(early.node(&token).await, Err(Code::Unavailable));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_vouched_for_counts_no_longer_than_its_pod() {
+    let cluster = Cluster::with(&proxy());
+    let recorded = || [("1.20", status_1_20()), ("1.33", status_1_33())];
+    let tokens = recorded().map(|(version, status)| good(&cluster.api, version, status));
+    for token in &tokens {
+        assert_eq!(cluster.node(token).await.as_deref(), Ok("n1"));
+    }
     cluster.reset("");
+    for token in &tokens {
+        assert_eq!(cluster.node(token).await, Err(Code::Unauthenticated));
+    }
+    assert_eq!(cluster.asked(), 2, "the pod was there, and is gone");
+    assert_eq!(cluster.refused(), [("pod-gone".to_owned(), 2)].into());
+}
+
+/// The pod came and went before control looked.
+#[tokio::test(start_paused = true)]
+async fn of_a_pod_that_is_not_known_only_a_new_answer_counts() {
+    let cluster = Cluster::with("");
+    let token = good(&cluster.api, "1.33", status_1_33());
+    let mut caller = cluster
+        .admit(&token)
+        .await
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(cluster.node(&token).await.as_deref(), Ok("n1"));
+    assert_eq!(cluster.asked(), 2);
+    cluster.api.state().away = true;
     assert_eq!(cluster.node(&token).await, Err(Code::Unavailable));
+    cluster.api.state().away = false;
+    cluster.api.state().tokens.clear();
+    assert_eq!(cluster.node(&token).await, Err(Code::Unauthenticated));
+    assert!(!is_revoked(&mut caller).await);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(is_revoked(&mut caller).await, "its stream ends soon");
 }
 
 #[tokio::test]
@@ -332,6 +391,12 @@ async fn while_the_api_server_is_away_what_was_good_stays_good() {
 
 #[tokio::test(start_paused = true)]
 async fn a_token_that_ended_leaves_its_stream_to_the_pod_and_the_service_account() {
+    for now in [account("made-anew"), String::new()] {
+        ended_and_then(&now).await;
+    }
+}
+
+async fn ended_and_then(now: &str) {
     let cluster = Cluster::with(&proxy());
     let text = super::testing::token(SUBJECT, AUDIENCE, 30, "short");
     cluster
@@ -344,7 +409,7 @@ async fn a_token_that_ended_leaves_its_stream_to_the_pod_and_the_service_account
     cluster.api.state().tokens.clear();
     pass(5).await;
     assert!(!is_revoked(&mut caller).await);
-    cluster.api.state().account = Some("made anew".to_owned());
+    cluster.reset_all(&format!("{now}{}", proxy()));
     pass(3).await;
     assert!(is_revoked(&mut caller).await);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Control on Kubernetes: one replica or several, at an API server that fails by order.
 
+mod replicas;
 mod server;
 
 use std::{fs, path::Path, time::Duration};
@@ -9,7 +10,6 @@ use culvert_api::grpc::v1::{self, watch_request, watch_response::Kind};
 use culvert_control::{ca, config};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::Instant;
 use tonic::Code;
 
 use self::server::Server;
@@ -198,9 +198,43 @@ async fn what_the_api_server_does_not_take_is_tried_again_and_told_to_nobody() {
     })
     .await;
     peer.nothing_within(Duration::from_millis(200)).await;
+    let unwritten = "culvert_control_unwritten_reports";
+    replica.until_metric(&format!("{unwritten} 1")).await;
     ground.server.fail(None);
     assert_eq!(crate::meshed(&peer.next().await), [true]);
     assert_eq!(reported(&mut own).await, 5);
+    replica.until_metric(&format!("{unwritten} 0")).await;
+    replica.stop().await;
+}
+
+/// Somebody takes the condition away, and the API server does not take it back for a while.
+#[tokio::test]
+async fn a_pod_whose_node_says_steered_stays_meshed_without_its_condition() {
+    let ground = Ground::new().await;
+    let replica = ground.replica("r1").await;
+    let (mut peer, _) = follower(&replica, "n2").await;
+    let mut own = replica.watch("n1").await;
+    own.send(report("a", 5, true)).await;
+    assert_eq!(crate::meshed(&peer.next().await), [true]);
+    assert_eq!(reported(&mut own).await, 5);
+    ground.server.fail(Some(("PATCH", "/status")));
+    let mut pod = ground.pod();
+    pod["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+    ground.server.put("pods", pod.clone());
+    replica
+        .until_metric("culvert_control_unwritten_reports 1")
+        .await;
+    peer.nothing_within(Duration::from_millis(200)).await;
+    // Kubelets change what nobody follows, too: the version that is known of is an old one then.
+    pod["status"]["containerStatuses"] =
+        json!([{"name": "c", "image": "i", "imageID": "i", "ready": true, "restartCount": 1}]);
+    ground.server.put("pods", pod);
+    ground.server.fail(None);
+    eventually(async || ground.says("True")).await;
+    replica
+        .until_metric("culvert_control_unwritten_reports 0")
+        .await;
+    peer.nothing_within(Duration::from_millis(200)).await;
     replica.stop().await;
 }
 
@@ -220,63 +254,6 @@ async fn an_api_server_that_is_away_takes_nothing_away() {
 }
 
 #[tokio::test]
-async fn a_report_waits_for_the_nodes_of_the_other_replica() {
-    let ground = Ground::new().await;
-    let (first, second) = (ground.replica("r1").await, ground.replica("r2").await);
-    first.until_metric("culvert_control_replicas 2").await;
-    second.until_metric("culvert_control_replicas 2").await;
-    let (mut peer, meshed) = follower(&second, "n2").await;
-    assert!(!meshed);
-    let (mut own, _) = follower(&first, "n1").await;
-    // Until then nodes that have not come to a replica are waited for by it, wherever they are.
-    tokio::time::sleep(Duration::from_millis(5100)).await;
-    own.send(report("a", 5, true)).await;
-    let news = peer.next_unacknowledged().await;
-    assert_eq!(crate::meshed(&news), [true]);
-    assert_eq!(crate::meshed(&own.next().await), [true]);
-    own.nothing_within(Duration::from_secs(1)).await;
-    peer.acknowledge().await;
-    assert_eq!(reported(&mut own).await, 5);
-    first.until_metric("culvert_control_laggards_total 0").await;
-    second.stop().await;
-    first.until_metric("culvert_control_replicas 1").await;
-    let begun = Instant::now();
-    own.send(report("a", 6, false)).await;
-    assert_eq!(reported(&mut own).await, 6);
-    assert!(
-        begun.elapsed() < Duration::from_secs(4),
-        "its Lease is gone"
-    );
-    first.stop().await;
-}
-
-#[tokio::test]
-async fn a_replica_that_says_nothing_is_waited_for_no_longer_than_a_node() {
-    let ground = Ground::new().await;
-    let silent = json!({
-        "metadata": {
-            "name": "culvert-control-r9", "namespace": "culvert",
-            "labels": {"culvert.io/lease": "control-replica"},
-        },
-        "spec": {"holderIdentity": "r9", "renewTime": "2026-01-01T00:00:00.000000Z"},
-    });
-    ground.server.put("leases", silent);
-    let replica = ground.replica("r1").await;
-    let (mut peer, _) = follower(&replica, "n2").await;
-    let mut own = replica.watch("n1").await;
-    let begun = Instant::now();
-    own.send(report("a", 5, true)).await;
-    assert_eq!(crate::meshed(&peer.next().await), [true]);
-    assert_eq!(reported(&mut own).await, 5);
-    let waited = begun.elapsed();
-    assert!(waited >= Duration::from_secs(5), "{waited:?}");
-    replica
-        .until_metric("culvert_control_laggards_total 1")
-        .await;
-    replica.stop().await;
-}
-
-#[tokio::test]
 async fn one_replica_leads() {
     let ground = Ground::new().await;
     let holder = || {
@@ -289,8 +266,6 @@ async fn one_replica_leads() {
     assert_eq!(holder(), Some(json!("r1")));
     first.stop().await;
     eventually(async || holder() == Some(json!("r2"))).await;
-    let left = ground.server.all("leases");
-    assert_eq!(left.len(), 2, "{left:?}");
     second.stop().await;
 }
 

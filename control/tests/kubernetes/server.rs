@@ -94,12 +94,6 @@ impl Server {
         self.shared.lock().objects.get(&key).cloned()
     }
 
-    pub fn all(&self, plural: &str) -> Vec<Value> {
-        let state = self.shared.lock();
-        let all = state.objects.iter().filter(|(key, _)| key.0 == plural);
-        all.map(|(_, object)| object.clone()).collect()
-    }
-
     /// From now on these requests are answered with 500.
     pub fn fail(&self, failing: Option<(&'static str, &'static str)>) {
         self.shared.lock().failing = failing;
@@ -176,7 +170,7 @@ impl State {
             return (201, reviewed(request.body.clone()));
         }
         match (request.method.as_str(), key.2.is_empty()) {
-            ("GET", true) => (200, self.list(&key)),
+            ("GET", true) => (200, self.list(&key, &request.query)),
             ("POST", true) => self.create(&key, request.body.clone()),
             ("GET", false) => self.found(&key),
             ("PUT", false) => self.replace(&key, request.body.clone()),
@@ -189,16 +183,13 @@ impl State {
         }
     }
 
-    fn list(&self, (plural, namespace, _): &Key) -> Value {
+    fn list(&self, (plural, namespace, _): &Key, query: &str) -> Value {
         let of = |key: &&Key| key.0 == *plural && (namespace.is_empty() || key.1 == *namespace);
         let items: Vec<_> = self
             .objects
             .iter()
             .filter(|(key, _)| of(key))
-            // The one selector that control uses.
-            .filter(|(_, object)| {
-                plural != "leases" || object["metadata"]["labels"]["culvert.io/lease"].is_string()
-            })
+            .filter(|(_, object)| plural != "leases" || is_selected(object, query))
             .map(|(_, object)| object)
             .collect();
         json!({"kind": "List", "metadata": {"resourceVersion": self.version.to_string()}, "items": items})
@@ -241,6 +232,10 @@ impl State {
         if !uid.is_null() && *uid != object["metadata"]["uid"] {
             return failure(409, "the uid is another");
         }
+        let version = &patch["metadata"]["resourceVersion"];
+        if !version.is_null() && *version != object["metadata"]["resourceVersion"] {
+            return failure(409, "it changed");
+        }
         if is_status {
             merge_conditions(&mut object, patch);
         } else {
@@ -249,6 +244,15 @@ impl State {
         self.put(&key.0, object);
         self.found(key)
     }
+}
+
+/// The selectors that control uses: who has the label, or a value of it.
+fn is_selected(lease: &Value, query: &str) -> bool {
+    let label = lease["metadata"]["labels"]["culvert.io/lease"].as_str();
+    let wanted = query
+        .contains("control-replica")
+        .then_some("control-replica");
+    label.is_some() && (wanted.is_none() || wanted == label)
 }
 
 /// `/apis/<group>/<version>/namespaces/<namespace>/<plural>/<name>/status`, or less of it.

@@ -26,6 +26,10 @@ const FOREIGN: &[&str] = &[
 /// Of annotations that are not the mesh's only short ones are kept, in bytes.
 const SHORT: usize = 256;
 
+/// Says that a kubelet made the pod of a file, by being there: a kubelet writes its value.
+/// <https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror>
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 pub(super) fn metadata(metadata: &mut ObjectMeta) {
     let all = std::mem::take(metadata);
     *metadata = ObjectMeta {
@@ -43,6 +47,9 @@ pub(super) fn metadata(metadata: &mut ObjectMeta) {
 }
 
 fn annotations(mut annotations: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+    if let Some(mirror) = annotations.get_mut(MIRROR).filter(|it| it.len() > SHORT) {
+        *mirror = String::new();
+    }
     annotations.retain(|name, value| {
         is_ours(name) || (value.len() <= SHORT && !FOREIGN.contains(&name.as_str()))
     });
@@ -264,6 +271,18 @@ mod tests {
             "status": {},
         });
         assert_eq!(slim::<Pod>(fat, &on_node()), kept);
+    }
+
+    #[test]
+    fn a_mirror_pod_is_one_whatever_its_kubelet_writes() {
+        for (value, kept) in [("", ""), ("hash", "hash"), (&"x".repeat(300), "")] {
+            let pod = json!({"metadata": {"name": "m", "annotations": {"kubernetes.io/config.mirror": value}}});
+            let slim = slim::<Pod>(pod, &Scope::Cluster);
+            assert_eq!(
+                slim["metadata"]["annotations"]["kubernetes.io/config.mirror"],
+                kept
+            );
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! An API server of a large cluster, whose objects are as long as real ones.
+//! An API server of a large cluster, whose objects are as long as real ones. It takes Leases, and
+//! forgets them.
 
 use std::{io::Write as _, sync::Arc};
 
@@ -7,8 +8,9 @@ use anyhow::{Context, Result};
 use culvert_manifests::NamespacedName;
 use kube::Client;
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
     sync::broadcast,
     task::JoinSet,
@@ -58,9 +60,14 @@ impl Cluster {
         })
     }
 
-    /// By a kubeconfig, as a user outside the cluster has it.
     pub(crate) async fn client(&self) -> Result<Client> {
-        let mut file = tempfile::NamedTempFile::new()?;
+        let file = self.kubeconfig()?;
+        Ok(culvert_kubernetes::client(Some(file.path())).await?)
+    }
+
+    /// As a user outside the cluster has it.
+    pub(crate) fn kubeconfig(&self) -> Result<NamedTempFile> {
+        let mut file = NamedTempFile::new()?;
         let kubeconfig = json!({
             "apiVersion": "v1",
             "kind": "Config",
@@ -70,7 +77,7 @@ impl Cluster {
             "current-context": "c",
         });
         write!(file, "{kubeconfig}")?;
-        Ok(culvert_kubernetes::client(Some(file.path())).await?)
+        Ok(file)
     }
 
     /// Changes a pod.
@@ -117,7 +124,11 @@ impl Lists {
             .others
             .iter()
             .find(|(path, _)| target.starts_with(path));
-        let items = kind.map_or(&self.pods, |(_, items)| items);
+        let items: &[String] = match kind {
+            Some((_, items)) => items,
+            None if target.starts_with("/api/v1/pods?") => &self.pods,
+            None => &[],
+        };
         let asked = target.split_once("continue=").map(|(_, rest)| rest);
         let from: usize = asked.and_then(|it| it.parse().ok()).unwrap_or(0);
         let end = (from + PAGE).min(items.len());
@@ -135,19 +146,16 @@ async fn serve(
 ) -> Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
-        let (mut target, mut line) = (String::new(), String::new());
-        while stream.read_line(&mut line).await? > 2 {
-            if target.is_empty() {
-                target = line.split(' ').nth(1).context("no target")?.to_owned();
-            }
-            line.clear();
-        }
-        if target.is_empty() {
+        let Some((target, sent)) = request(&mut stream).await? else {
             return Ok(());
-        }
+        };
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json";
         if !target.contains("watch=true") {
-            let body = lists.list(&target);
+            let body = if sent.is_empty() {
+                lists.list(&target)
+            } else {
+                sent
+            };
             let head = format!("{head}\r\nContent-Length: {}\r\n\r\n", body.len());
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(body.as_bytes()).await?;
@@ -164,6 +172,24 @@ async fn serve(
             }
         }
     }
+}
+
+/// What is asked for, and what is sent.
+async fn request(stream: &mut BufReader<TcpStream>) -> Result<Option<(String, String)>> {
+    let (mut target, mut line, mut length) = (String::new(), String::new(), 0);
+    while stream.read_line(&mut line).await? > 2 {
+        if target.is_empty() {
+            target = line.split(' ').nth(1).context("no target")?.to_owned();
+        }
+        let (name, value) = line.split_once(':').unwrap_or_default();
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse()?;
+        }
+        line.clear();
+    }
+    let mut sent = vec![0; length];
+    stream.read_exact(&mut sent).await?;
+    Ok((!target.is_empty()).then_some((target, String::from_utf8(sent)?)))
 }
 
 /// The namespace and the name of a pod.

@@ -203,6 +203,7 @@ fn of_two_replicas_the_one_with_the_later_report_of_a_living_stream_has_the_last
     cluster.set("False", "netns=1 generation=4 addresses=10.0.0.1");
     cluster.show(&mut index);
     assert_eq!(unwritten(&index), 1, "an old proxy's word");
+    assert!(meshed(&index, "10.0.0.1"), "before it is written over");
     cluster.write(&mut index);
     cluster.show(&mut index);
     assert!(meshed(&index, "10.0.0.1"));
@@ -225,10 +226,114 @@ fn a_condition_that_somebody_removes_is_put_back_while_the_node_is_there() {
     });
     cluster.show(&mut index);
     assert_eq!(unwritten(&index), 1);
+    assert!(meshed(&index, "10.0.0.1"), "before it is back");
     drop(stream);
+    cluster.pod(|_| {});
+    cluster.show(&mut index);
+    assert!(meshed(&index, "10.0.0.1"), "it is on its way");
     cluster.write(&mut index);
     cluster.show(&mut index);
     assert!(meshed(&index, "10.0.0.1"));
+}
+
+/// The node is at another replica, or at none.
+#[test]
+fn a_condition_that_somebody_removes_is_put_back_by_whoever_knew_it() {
+    let mut cluster = Cluster::new(&["10.0.0.1"]);
+    cluster.set("True", "netns=1 generation=5 addresses=10.0.0.1");
+    let mut index = started(&cluster);
+    let remove = |cluster: &mut Cluster| {
+        cluster.pod(|pod| pod.status.get_or_insert_default().conditions = None);
+    };
+    remove(&mut cluster);
+    cluster.show(&mut index);
+    assert!(unwritten(&index) == 1 && meshed(&index, "10.0.0.1"));
+    cluster.write(&mut index);
+    cluster.show(&mut index);
+    assert!(unwritten(&index) == 0 && meshed(&index, "10.0.0.1"));
+    remove(&mut cluster);
+    cluster.move_to(&["10.0.0.2"]);
+    cluster.show(&mut index);
+    assert!(
+        unwritten(&index) == 0 && !meshed(&index, "10.0.0.2"),
+        "another sandbox"
+    );
+    cluster.set("False", "netns=1 generation=6 addresses=10.0.0.2");
+    cluster.show(&mut index);
+    remove(&mut cluster);
+    cluster.show(&mut index);
+    assert_eq!(
+        unwritten(&index),
+        0,
+        "who is not meshed is so without a word"
+    );
+}
+
+/// The proxy withdrew at this replica, which could not write it, and went to another, where it
+/// said steered.
+#[test]
+fn a_report_that_could_not_be_written_gives_way_to_a_later_one() {
+    let mut cluster = Cluster::new(&["10.0.0.1"]);
+    cluster.set("True", "netns=1 generation=5 addresses=10.0.0.1");
+    let mut index = started(&cluster);
+    says(&mut index, 1, 9, false, &Arc::default());
+    assert!(!meshed(&index, "10.0.0.1") && unwritten(&index) == 1);
+    cluster.set("True", "netns=1 generation=10 addresses=10.0.0.1");
+    cluster.show(&mut index);
+    assert_eq!(
+        unwritten(&index),
+        0,
+        "it would be written over a later word"
+    );
+    assert!(meshed(&index, "10.0.0.1"));
+}
+
+/// Generations follow the node's clock: what was there when the report came is no later word.
+#[test]
+fn a_report_after_a_step_back_of_the_clock_is_written() {
+    let mut cluster = Cluster::new(&["10.0.0.1"]);
+    cluster.set("True", "netns=1 generation=9 addresses=10.0.0.1");
+    let mut index = started(&cluster);
+    says(&mut index, 1, 4, false, &Arc::default());
+    cluster.pod(|_| {});
+    cluster.show(&mut index);
+    assert!(unwritten(&index) == 1 && !meshed(&index, "10.0.0.1"));
+    says(&mut index, 1, 3, false, &Arc::default());
+    cluster.pod(|_| {});
+    cluster.show(&mut index);
+    assert_eq!(cluster.write(&mut index), 1);
+    cluster.show(&mut index);
+    assert!(unwritten(&index) == 0 && !meshed(&index, "10.0.0.1"));
+}
+
+/// The one before it, of a stream that ended, was on its way.
+#[test]
+fn a_report_after_a_step_back_of_the_clock_is_written_over_the_one_before() {
+    let mut cluster = Cluster::new(&["10.0.0.1"]);
+    let mut index = started(&cluster);
+    says(&mut index, 1, 9, true, &Arc::default());
+    says(&mut index, 1, 4, false, &Arc::default());
+    cluster.set("True", "netns=1 generation=9 addresses=10.0.0.1");
+    cluster.show(&mut index);
+    assert!(unwritten(&index) == 1 && !meshed(&index, "10.0.0.1"));
+}
+
+#[test]
+fn what_a_pod_says_by_now_may_settle_a_write() {
+    let mut cluster = Cluster::new(&["10.0.0.1"]);
+    let mut index = started(&cluster);
+    says(&mut index, 1, 5, true, &Arc::default());
+    let write = index.unwritten_of(&PodUid("uid-a".into()));
+    let (write, version) = write.unwrap_or_else(|| panic!("nothing to write"));
+    assert_eq!(version, cluster.version);
+    let mut settled = |status, generation| {
+        let message = format!("netns=1 generation={generation} addresses=10.0.0.1");
+        cluster.set(status, &message);
+        let pod = cluster.objects.pods.values().next();
+        pod.is_some_and(|pod| write.is_settled_in(pod))
+    };
+    assert!(settled("True", 5) && settled("False", 6));
+    assert!(!settled("False", 5) && !settled("False", 4));
 }
 
 #[test]
@@ -280,7 +385,6 @@ fn a_report_that_was_seen_before_its_answer_is_settled() {
     let version = cluster.version;
     cluster.set("False", "netns=1 generation=6 addresses=10.0.0.1");
     cluster.show(&mut index);
-    assert_eq!(unwritten(&index), 1, "it may be on its way yet");
     for (uid, write) in &unanswered.pods {
         index.condition_written(uid, &write.known, version);
     }
@@ -322,4 +426,23 @@ fn a_change_of_a_condition_is_told_from_others() {
         (third.turns, third.newest),
         (first.turns + 1, cluster.version)
     );
+}
+
+/// A list has versions of changes that other replicas don't look at.
+#[test]
+fn of_a_pod_that_is_listed_again_only_a_new_condition_is_waited_for() {
+    let mut cluster = Cluster::new(&["10.0.0.1"]);
+    let mut index = started(&cluster);
+    let uid = PodUid("uid-a".into());
+    assert_eq!(index.object_version_of(&uid), 0, "from the beginning");
+    cluster.set("True", "netns=1 generation=5 addresses=10.0.0.1");
+    cluster.show(&mut index);
+    let said = cluster.version;
+    assert_eq!(index.object_version_of(&uid), said);
+    cluster.move_to(&["10.0.0.1", "10.0.0.2"]);
+    cluster.show(&mut index);
+    assert_eq!(index.object_version_of(&uid), said);
+    cluster.set("True", "netns=1 generation=6 addresses=10.0.0.1");
+    cluster.show(&mut index);
+    assert_eq!(index.object_version_of(&uid), cluster.version);
 }

@@ -107,6 +107,25 @@ fn what_ends_serves_only_while_nothing_is_ready() {
 }
 
 #[test]
+fn what_ends_serves_its_own_node_where_traffic_stays_there() {
+    let local = SPLIT.replace("spec:", "spec:\n  internalTrafficPolicy: Local");
+    let ends = "ready: false, serving: true, terminating: true";
+    let pods = pod("a", "n1", &["10.0.0.1"]) + &pod("b", "n2", &["10.0.0.2"]);
+    let pods = pods + &pod("c", "n2", &["10.0.0.3"]);
+    let endpoints = [
+        &of_pod("10.0.0.1", "a", ends),
+        &of_pod("10.0.0.2", "b", "ready: true"),
+        &of_pod("10.0.0.3", "c", ends),
+    ];
+    let slice = slice("x", "IPv4", HTTP, &endpoints.map(String::as_str));
+    let index = index(&format!("{local}{pods}{slice}"));
+    let seen = |node| super::topology::seen_from(&index, node);
+    assert_eq!(seen("n1"), ["a"], "none is ready there");
+    assert_eq!(seen("n2"), ["b"]);
+    assert!(seen("n3").is_empty());
+}
+
+#[test]
 fn an_endpoint_in_several_slices_is_one() {
     let twice = [
         slice(

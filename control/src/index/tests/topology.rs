@@ -29,7 +29,7 @@ fn cluster(fields: &str, on: &[&str], zones: &[(&str, &str)]) -> Index {
 }
 
 /// The pods that a node's pods reach.
-fn seen_from(index: &Index, node: &str) -> Vec<String> {
+pub(super) fn seen_from(index: &Index, node: &str) -> Vec<String> {
     let address = "10.96.0.1:80".parse().unwrap_or_else(|e| panic!("{e}"));
     match index.view().borrow().resolve_for(node, address) {
         Destination::Service(service) => service
