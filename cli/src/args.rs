@@ -59,7 +59,7 @@ pub enum Command {
     /// Print the manifests that bring an installation to this release, or to other values
     ///
     /// Values of earlier installs and upgrades are kept in the cluster and still count, and so do its trust
-    /// anchors and issuer. No meshed pod restarts.
+    /// anchors and issuer: its Secret is printed only if another issuer is given. No meshed pod restarts.
     #[command(after_help = "Examples:\n  \
         culvert upgrade | kubectl apply -f -\n  \
         culvert upgrade --set control.replicas=2 | kubectl apply -f -")]
@@ -68,9 +68,11 @@ pub enum Command {
     ///
     /// The agents go first: they take every pod of their nodes out of the mesh, live, and remove links, rules,
     /// routes, files and taints; meanwhile proxies and control go on serving. Then all the rest goes. Pods keep
-    /// running; what they say to each other is plaintext from then on.
+    /// running; what they say to each other is plaintext from then on. What goes, and from which cluster, is said and
+    /// asked about first. Culvert's namespace stays while anything in it is not Culvert's.
     #[command(after_help = "Examples:\n  \
-        culvert uninstall\n  \
+        culvert uninstall --dry-run\n  \
+        culvert uninstall --yes\n  \
         culvert uninstall --manifests | kubectl delete --cascade=foreground -f -   (twice)")]
     Uninstall(UninstallArgs),
     /// Annotate manifests so that their pods are meshed
@@ -84,7 +86,10 @@ pub enum Command {
         culvert inject --default-inbound-policy all-authenticated manifests/\n  \
         kubectl annotate namespace shop culvert.io/inject=enabled     the same, live, for all of a namespace")]
     Inject(InjectArgs),
-    /// Take the annotations off again
+    /// Take the annotation off again
+    ///
+    /// That is culvert.io/inject. linkerd.io/inject, ports and policies stay, since others may have written them, unless --all
+    /// is said.
     #[command(after_help = "Examples:\n  \
         culvert uninject web.yaml | kubectl apply -f -")]
     Uninject(UninjectArgs),

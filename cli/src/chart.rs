@@ -201,4 +201,6 @@ pub fn print(manifests: &[Manifest]) -> String {
 }
 
 #[cfg(test)]
+mod hints;
+#[cfg(test)]
 mod tests;

@@ -28,6 +28,7 @@ mod report;
 mod testing;
 mod trouble;
 mod trust;
+mod unsupported;
 mod version;
 mod versions;
 

@@ -63,6 +63,31 @@ impl ClusterArgs {
         Client::try_from(config).map_err(|error| NoCluster(deep(&error)))
     }
 
+    /// The cluster as people know it: its address, and the context of the kubeconfig that names it.
+    pub async fn title(&self) -> Result<String, NoCluster> {
+        let config = self
+            .config()
+            .await
+            .map_err(|error| NoCluster(deep(&*error)))?;
+        let server = config.cluster_url.to_string();
+        let server = server.trim_end_matches('/');
+        Ok(match self.context_name() {
+            Some(context) => format!("cluster {server} (context {context})"),
+            None => format!("cluster {server}"),
+        })
+    }
+
+    /// A pod that asks by its own account has none.
+    fn context_name(&self) -> Option<String> {
+        let read = || match &self.kubeconfig {
+            Some(file) => Kubeconfig::read_from(file),
+            None => Kubeconfig::read(),
+        };
+        self.context
+            .clone()
+            .or_else(|| read().ok()?.current_context)
+    }
+
     async fn config(&self) -> Result<Config, Box<dyn std::error::Error>> {
         let options = KubeConfigOptions {
             context: self.context.clone(),

@@ -28,9 +28,9 @@ use crate::{
 /// Opts in, or out.
 const INJECT: &str = annotations::INJECT[0];
 
-/// What uninject takes off: what inject may have put there, and what means the same.
-const REMOVED: &[&str] = &[
-    INJECT,
+/// What uninject takes off with `--all` too: what inject may have put there, and what means the same. Others may have put it there, and
+/// go on with it: Linkerd's opt-in, ports that a server needs in any mesh.
+const MORE: &[&str] = &[
     annotations::INJECT[1],
     annotations::DEFAULT_INBOUND_POLICY[0],
     annotations::OPAQUE_PORTS[0],
@@ -56,18 +56,23 @@ pub fn inject(args: &InjectArgs) -> Result<()> {
             "--manual: nothing is added to pods, so there is nothing to add by hand; annotating as usual"
         );
     }
-    each(&args.from, |text| injected(text, &annotations))
+    let own = &args.culvert_namespace;
+    each(&args.from, |text| injected(text, &annotations, own))
 }
 
 /// Runs `culvert uninject`.
 pub fn uninject(args: &UninjectArgs) -> Result<()> {
-    each(&args.from, uninjected)
+    each(&args.from, |text| uninjected(text, args.all))
 }
 
-/// Annotates what can opt in.
-pub fn injected(text: &str, annotations: &[(&str, String)]) -> Result<Transformed, String> {
+/// Annotates what can opt in. `own` is Culvert's namespace, which can't.
+pub fn injected(
+    text: &str,
+    annotations: &[(&str, String)],
+    own: &str,
+) -> Result<Transformed, String> {
     transform(text, |object| {
-        if let Some(reason) = object.refusal() {
+        if let Some(reason) = object.refusal(own) {
             return (skipped(&reason), Change::Nothing);
         }
         let there = |(key, value): &(&str, String)| object.annotation(key) == Some(value.as_str());
@@ -78,21 +83,26 @@ pub fn injected(text: &str, annotations: &[(&str, String)]) -> Result<Transforme
     })
 }
 
-/// Takes off what [`injected`] put there. Who is out by name stays out: its namespace may opt in.
-pub fn uninjected(text: &str) -> Result<Transformed, String> {
+/// Takes off what [`injected`] put there, or all that it could have. Who is out by name stays out: its namespace may opt in.
+pub fn uninjected(text: &str, all: bool) -> Result<Transformed, String> {
     transform(text, |object| {
         let entries = object.annotations().map_or(&[][..], tree::entries);
-        let ours = |(key, _): &(_, _)| is_removed(key);
+        let ours = |(key, _): &(Spanned<String>, _)| is_removed(&key.value, all);
+        let stays = match object.annotation(annotations::INJECT[1]) {
+            Some(value) if !all => format!("{}: {value} stays", annotations::INJECT[1]),
+            _ => String::new(),
+        };
         match (object.is_disabled(), entries.iter().any(ours)) {
             (true, _) => (skipped("it is annotated as disabled"), Change::Nothing),
-            (false, true) => ("uninjected".to_owned(), Change::Strip),
-            (false, false) => (skipped(""), Change::Nothing),
+            (false, true) if stays.is_empty() => ("uninjected".to_owned(), Change::Strip { all }),
+            (false, true) => (format!("uninjected, but {stays}"), Change::Strip { all }),
+            (false, false) => (skipped(&stays), Change::Nothing),
         }
     })
 }
 
-fn is_removed(key: &Spanned<String>) -> bool {
-    REMOVED.contains(&key.value.as_str())
+fn is_removed(key: &str, all: bool) -> bool {
+    key == INJECT || (all && MORE.contains(&key))
 }
 
 fn skipped(reason: &str) -> String {
@@ -107,7 +117,7 @@ fn skipped(reason: &str) -> String {
 enum Change<'a> {
     Nothing,
     Annotate(&'a [(&'a str, String)]),
-    Strip,
+    Strip { all: bool },
 }
 
 /// Edits the text in place, and makes sure that the edits mean what they should. Where they don't, e.g. because an
@@ -169,7 +179,9 @@ impl Change<'_> {
         match self {
             Self::Nothing => Some(Vec::new()),
             Self::Annotate(annotations) => edit::annotate(text, object.node, metadata, annotations),
-            Self::Strip => edit::strip(text, object.node, metadata, &|key| REMOVED.contains(&key)),
+            Self::Strip { all } => {
+                edit::strip(text, object.node, metadata, &|key| is_removed(key, all))
+            }
         }
     }
 
@@ -185,7 +197,7 @@ impl Change<'_> {
                     *below(holder, key)? = value.as_str().into();
                 }
             }
-            Self::Strip => strip(object, metadata),
+            Self::Strip { all } => strip(object, metadata, all),
         }
         Ok(())
     }
@@ -199,7 +211,7 @@ fn below<'a>(value: &'a mut Value, key: &str) -> Result<&'a mut Value, String> {
     }
 }
 
-fn strip(object: &mut Value, metadata: &[&str]) {
+fn strip(object: &mut Value, metadata: &[&str], all: bool) {
     let pointer = format!("/{}", metadata.join("/"));
     let Some(holder) = object.pointer_mut(&pointer).and_then(Value::as_object_mut) else {
         return;
@@ -207,7 +219,7 @@ fn strip(object: &mut Value, metadata: &[&str]) {
     let Some(annotations) = holder.get_mut("annotations").and_then(Value::as_object_mut) else {
         return;
     };
-    annotations.retain(|key, _| !REMOVED.contains(&key.as_str()));
+    annotations.retain(|key, _| !is_removed(key, all));
     if annotations.is_empty() {
         holder.remove("annotations");
     }

@@ -24,7 +24,7 @@ pub use self::{
 };
 use crate::{
     certificates::Created,
-    chart::{self, Release, values},
+    chart::{self, Manifest, Release, values},
     output,
 };
 
@@ -38,7 +38,11 @@ pub fn install(args: &InstallArgs) -> Result<()> {
     let mut values = over_defaults(&given);
     let namespace = &args.cluster.culvert_namespace;
     let created = identity::complete(&mut values, namespace)?;
-    let text = manifests(&values, &given, &release(namespace, kubernetes))?;
+    let text = chart::print(&manifests(
+        &values,
+        &given,
+        &release(namespace, kubernetes),
+    )?);
     keep_key(args.keep_trust_anchor_key.as_deref(), created.as_ref())?;
     output::print(&text)?;
     hint("install", namespace);
@@ -64,10 +68,12 @@ async fn upgraded(args: &UpgradeArgs) -> Result<String> {
     };
     values::merge(&mut given, &given::given(&args.values)?);
     let mut values = over_defaults(&given);
-    stored::keep_authority(&mut values, &client, namespace).await?;
+    let issuer = stored::keep_authority(&mut values, &client, namespace).await?;
     let release = release(namespace, kubernetes(&client).await?);
     eprintln!("Upgrading from {} to {} …", stored.version, chart::VERSION);
-    manifests(&values, &given, &release)
+    let all = manifests(&values, &given, &release)?.into_iter();
+    let changed: Vec<_> = all.filter_map(|manifest| issuer.of(manifest)).collect();
+    Ok(chart::print(&changed))
 }
 
 fn missing(namespace: &str) -> Error {
@@ -114,7 +120,7 @@ fn release(namespace: &str, kubernetes: String) -> Release {
 }
 
 /// The chart's objects, and the user's values for the next upgrade.
-fn manifests(values: &Value, given: &Value, release: &Release) -> Result<String> {
+fn manifests(values: &Value, given: &Value, release: &Release) -> Result<Vec<Manifest>> {
     let mut manifests = chart::render(values, release)?;
     let account = manifests
         .iter()
@@ -123,8 +129,8 @@ fn manifests(values: &Value, given: &Value, release: &Release) -> Result<String>
         account.object["metadata"]["labels"].clone()
     });
     manifests.push(stored::config(given, &release.namespace, &labels));
-    manifests.sort_by_key(chart::Manifest::rank);
-    Ok(chart::print(&manifests))
+    manifests.sort_by_key(Manifest::rank);
+    Ok(manifests)
 }
 
 fn keep_key(path: Option<&Path>, created: Option<&Created>) -> Result<()> {

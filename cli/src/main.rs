@@ -12,6 +12,7 @@ mod check;
 mod cluster;
 mod inject;
 mod install;
+mod left;
 mod output;
 mod sandbox;
 mod uninstall;

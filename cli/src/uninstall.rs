@@ -4,23 +4,26 @@
 
 mod args;
 mod objects;
+mod plan;
+mod strangers;
 mod traces;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use culvert_api::kubernetes::NODE_STATUS_ANNOTATION;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
-    api::{DeleteParams, ListParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
+use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 
 pub use self::args::UninstallArgs;
-use self::{objects::Object, traces::Left};
+use self::{objects::Object, plan::Plan, strangers::Census};
 use crate::{
     chart::yaml,
     install::{Error, Result, block_on},
+    left::{Left, REMEDY},
     output::{self, Progress},
 };
 
@@ -30,13 +33,35 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub fn uninstall(args: &UninstallArgs) -> Result<()> {
     block_on(async {
         let client = args.cluster.connect().await?;
-        let found = objects::find(&client, &args.cluster.culvert_namespace).await?;
-        match (found.is_empty(), args.manifests) {
-            (true, _) => nothing(&args.cluster.culvert_namespace),
-            (false, true) => print(&found)?,
-            (false, false) => Uninstall { client, args }.run(&found).await?,
+        let namespace = &args.cluster.culvert_namespace;
+        let found = objects::find(&client, namespace).await?;
+        if found.is_empty() {
+            nothing(namespace);
+            return Ok(());
         }
-        Ok(())
+        let mut census = Census::of(&client, namespace);
+        let strangers = match found.iter().any(Object::is_namespace) {
+            true => census.strangers().await,
+            false => BTreeSet::new(),
+        };
+        let cluster = args.cluster.title().await?;
+        let plan = Plan {
+            cluster: &cluster,
+            namespace,
+            found: &found,
+            strangers: &strangers,
+        };
+        if args.manifests {
+            return print(&plan);
+        }
+        if args.dry_run {
+            output::print(&plan.text())?;
+            return Ok(());
+        }
+        eprint!("{}", plan.text());
+        plan::confirm(args.yes)?;
+        let client = client.clone();
+        Uninstall { client, args }.run(&found, &mut census).await
     })
 }
 
@@ -45,20 +70,24 @@ fn nothing(namespace: &str) {
 }
 
 /// What may go now: the agents alone, or everything once they are gone.
-fn print(found: &[Object]) -> Result<()> {
-    let now = match agents(found) {
-        0 => found,
-        agents => &found[..agents],
+fn print(plan: &Plan<'_>) -> Result<()> {
+    let all = plan.goes();
+    let now = match agents(plan.found) {
+        0 => &all[..],
+        agents => &all[..agents],
     };
     for object in now {
         output::print(&format!("---\n{}\n", yaml::write(&object.manifest())))?;
     }
-    if now.len() < found.len() {
+    if now.len() < all.len() {
         eprintln!(
             "The agents go first, and need the rest for it:\n\n  \
              culvert uninstall --manifests | kubectl delete --cascade=foreground -f -\n\n\
              When that has ended, the same command once more deletes the rest."
         );
+    }
+    if let Some(stays) = plan.stays() {
+        eprintln!("{stays}");
     }
     Ok(())
 }
@@ -70,19 +99,13 @@ fn agents(found: &[Object]) -> usize {
 
 /// What to do about nodes whose agents could not clean up.
 fn left(nodes: &[Left]) -> String {
-    let mut text = "the agents of these nodes could not clean up; pods there stay steered, and new ones may wait for an agent. \
-                    On each, as root: remove the file named below, reboot, then rm -r /var/lib/culvert"
-        .to_owned();
+    let mut text = format!(
+        "the agents of these nodes could not clean up; pods there stay steered, and new ones may wait for an agent. {REMEDY}"
+    );
     for Left { node, conflist } in nodes {
-        text += &format!(
-            "\n  node {node}: {conflist}; then kubectl annotate node {node} {NODE_STATUS_ANNOTATION}-"
-        );
+        text += &format!("\n  node {node}: {conflist}");
     }
     text
-}
-
-fn stays(object: &Object, keep: &BTreeSet<String>) -> bool {
-    object.kind.kind == "Namespace" && !keep.is_empty()
 }
 
 struct Uninstall<'a> {
@@ -94,20 +117,22 @@ struct Uninstall<'a> {
 
 impl Uninstall<'_> {
     /// Marks are taken off before the last objects go, so that who is interrupted can go on.
-    async fn run(&self, found: &[Object]) -> Result<()> {
-        let keep = self.foreign_pods().await?;
+    async fn run(&self, found: &[Object], census: &mut Census<'_>) -> Result<()> {
         let workloads = found.iter().take_while(|object| object.has_pods()).count();
         let (workloads, rest) = found.split_at(workloads);
         let (agents, others) = workloads.split_at(agents(workloads));
-        self.remove(agents, &keep).await?;
-        self.remove(others, &keep).await?;
+        self.remove(agents).await?;
+        self.remove(others).await?;
         let traces = traces::remove(&self.client).await?;
         say(&format!(
             "Marks are off pods ({}) and nodes ({})",
             traces.pods, traces.nodes
         ));
         for object in rest {
-            self.remove(std::slice::from_ref(object), &keep).await?;
+            match object.is_namespace() {
+                true => self.remove_namespace(object, census).await?,
+                false => self.remove(std::slice::from_ref(object)).await?,
+            }
         }
         if found.iter().any(Object::is_helms) {
             say("Helm still knows the release: helm uninstall culvert");
@@ -120,26 +145,46 @@ impl Uninstall<'_> {
     }
 
     /// Removes objects that may go together.
-    async fn remove(&self, together: &[Object], keep: &BTreeSet<String>) -> Result<()> {
+    async fn remove(&self, together: &[Object]) -> Result<()> {
         for object in together {
-            self.delete(object, keep).await?;
+            self.delete(object).await?;
         }
         for object in together {
-            self.wait(object, keep).await?;
+            self.wait(object).await?;
         }
         Ok(())
     }
 
-    /// Asks for an object to go, and what depends on it before it.
-    async fn delete(&self, object: &Object, keep: &BTreeSet<String>) -> Result<()> {
-        if stays(object, keep) {
-            say(&format!(
-                "{} stays: there are pods of others, {}",
-                object.title(),
-                list(keep)
-            ));
-            return Ok(());
+    /// Looks again before what can't be taken back: something may have come.
+    async fn remove_namespace(&self, object: &Object, census: &mut Census<'_>) -> Result<()> {
+        let strangers = census.strangers().await;
+        if strangers.is_empty() {
+            return self.remove(std::slice::from_ref(object)).await;
         }
+        say(&plan::stays(&object.name, &strangers));
+        self.disown(object).await
+    }
+
+    /// Takes our labels off a namespace that stays, so that it is nobody's installation any more.
+    async fn disown(&self, object: &Object) -> Result<()> {
+        let labels = objects::OF_NAMESPACE.map(|label| (label.to_owned(), Value::Null));
+        let patch = json!({"metadata": {"labels": Map::from_iter(labels)}});
+        let api = object.api(&self.client);
+        let patched = api
+            .patch(&object.name, &PatchParams::default(), &Patch::Merge(patch))
+            .await;
+        match patched {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => {
+                let doing = format!("take Culvert's labels off {}", object.title());
+                Err(Error::cluster(doing, &error))
+            }
+        }
+    }
+
+    /// Asks for an object to go, and what depends on it before it.
+    async fn delete(&self, object: &Object) -> Result<()> {
         let api = object.api(&self.client);
         match api.delete(&object.name, &DeleteParams::foreground()).await {
             Ok(_) => Ok(()),
@@ -149,10 +194,7 @@ impl Uninstall<'_> {
     }
 
     /// Waits until an object that was asked to go is gone.
-    async fn wait(&self, object: &Object, keep: &BTreeSet<String>) -> Result<()> {
-        if stays(object, keep) {
-            return Ok(());
-        }
+    async fn wait(&self, object: &Object) -> Result<()> {
         let started = Instant::now();
         let mut progress = Progress::start();
         while !self.is_gone(object, started).await? {
@@ -225,20 +267,6 @@ impl Uninstall<'_> {
             1 => format!("node {}", list(&nodes)),
             count => format!("{count} nodes: {}", list(&nodes)),
         }
-    }
-
-    /// Pods in Culvert's namespace that are none of Culvert's.
-    async fn foreign_pods(&self) -> Result<BTreeSet<String>> {
-        let api: Api<Pod> =
-            Api::namespaced(self.client.clone(), &self.args.cluster.culvert_namespace);
-        let others = ListParams::default().labels(&format!("!{}", objects::LABEL));
-        let pods = api.list(&others).await;
-        let pods = pods.map_err(|error| Error::cluster("list pods", &error))?;
-        Ok(pods
-            .items
-            .into_iter()
-            .filter_map(|pod| pod.metadata.name)
-            .collect())
     }
 }
 

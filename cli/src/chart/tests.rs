@@ -140,6 +140,39 @@ fn only_the_agent_has_privileges_and_those_by_name() {
 }
 
 #[test]
+fn an_agent_knows_how_long_it_has_and_by_what_its_node_is_selected() {
+    let all = rendered(
+        &json!({"agent": {"terminationGracePeriodSeconds": 45, "nodeSelector": {"pool": "a"}}}),
+    );
+    let pod = &find(&all, "DaemonSet", "culvert-agent")["spec"]["template"]["spec"];
+    assert_eq!(pod["terminationGracePeriodSeconds"], 45);
+    let env = pod["containers"][0]["env"].as_array();
+    let grace = json!({"name": "CULVERT_GRACE_PERIOD", "value": "45"});
+    assert!(
+        env.is_some_and(|env| env.contains(&grace)),
+        "{}",
+        pod["containers"][0]
+    );
+    // It compares labels only when it is told to end.
+    assert_eq!(pod["nodeSelector"]["pool"], "a");
+    assert!(pod["affinity"].is_null());
+    // What it asks for then.
+    let can = |kind: &str, group: &str, resource: &str| {
+        let rules = find(&all, kind, "culvert-agent")["rules"].as_array();
+        rules.into_iter().flatten().any(|rule| {
+            let has = |field: &str, value: &str| {
+                rule[field]
+                    .as_array()
+                    .is_some_and(|all| all.contains(&json!(value)))
+            };
+            has("apiGroups", group) && has("resources", resource) && has("verbs", "get")
+        })
+    };
+    assert!(can("Role", "apps", "daemonsets"));
+    assert!(can("ClusterRole", "", "nodes") && can("ClusterRole", "", "namespaces"));
+}
+
+#[test]
 fn nothing_has_a_cpu_limit_and_everything_requests() {
     for manifest in rendered(&high_availability()) {
         for container in manifest.object["spec"]["template"]["spec"]["containers"]

@@ -5,18 +5,50 @@
 use culvert_api::kubernetes::{NODE_STATUS_ANNOTATION, NOT_READY_TAINT, NodeStatus};
 use k8s_openapi::api::core::v1::Node;
 
-use super::{facts::After, named, processes::selects, report::Check, unanswered};
+use super::{
+    facts::{After, Reason},
+    named,
+    nodes::KEEP_OFF,
+    processes::selects,
+    report::Check,
+    unanswered,
+};
+use crate::left::{self, Left};
 
 /// All that agents told.
 pub fn checks(facts: &After) -> Vec<Check> {
+    let description = "every node's agent tells how it is";
     let (set, nodes) = match (&facts.agent, &facts.nodes) {
         (Ok(set), Ok(nodes)) => (set, nodes),
-        (Err(refusal), _) | (_, Err(refusal)) => {
-            return vec![unanswered("every node's agent tells how it is", refusal)];
+        (Err(refusal), Ok(nodes)) if refusal.reason == Reason::NotFound => {
+            return vec![unanswered(description, refusal), left_over(nodes.iter())];
         }
+        (Err(refusal), _) | (_, Err(refusal)) => return vec![unanswered(description, refusal)],
     };
-    let nodes: Vec<_> = nodes.iter().filter(|node| selects(set, node)).collect();
-    vec![told(&nodes), needs(&nodes), chained(&nodes), taints(&nodes)]
+    let (nodes, others): (Vec<_>, Vec<_>) = nodes.iter().partition(|node| selects(set, node));
+    vec![
+        told(&nodes),
+        needs(&nodes),
+        chained(&nodes),
+        taints(&nodes),
+        left_over(others.into_iter()),
+    ]
+}
+
+/// Nodes that are to have no agent. One that is still there cleans up, and takes its annotation off when it has.
+fn left_over<'a>(nodes: impl Iterator<Item = &'a Node>) -> Check {
+    let found = nodes.filter_map(left::on).map(|Left { node, conflist }| {
+        format!("node {node}: its agent went without cleaning up; while {conflist} is there, new pods wait")
+    });
+    Check::unless(
+        found.collect(),
+        "nodes without an agent have nothing of Culvert's left",
+        format!(
+            "{}\nor give these nodes an agent again: `culvert install`, or the chart's agent.nodeSelector",
+            left::REMEDY
+        ),
+    )
+    .heals()
 }
 
 /// What the node's agent wrote last; nothing if it wrote nothing.
@@ -51,7 +83,7 @@ fn needs(nodes: &[&Node]) -> Check {
     Check::unless(
         found.collect(),
         "nodes have what an agent needs (kernel, cgroup v2, bpffs)",
-        "put it right on the node, or keep Culvert off it with the chart's nodeSelector",
+        format!("put it right on the node, or {KEEP_OFF}"),
     )
 }
 
@@ -105,7 +137,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::check::report::Outcome;
+    use crate::check::{
+        facts::Refusal,
+        report::Outcome,
+        testing::{facts, from},
+    };
 
     fn node(status: &str, taint: &str) -> Node {
         let node = json!({
@@ -124,6 +160,48 @@ mod tests {
     fn a_node_whose_agent_says_that_all_is_well_is_good() {
         let node = node(r#"{"cni":{"chained":true}}"#, "other");
         assert_eq!(outcomes(&node), [Outcome::Success; 4]);
+    }
+
+    fn left(facts: &After) -> Vec<String> {
+        let description = "nodes without an agent have nothing of Culvert's left";
+        let checks = checks(facts).into_iter();
+        let mut found = checks.filter(|check| check.description == description);
+        found.next().map(|check| check.found).unwrap_or_default()
+    }
+
+    const LEFT: [&str; 1] = [
+        "node n1: its agent went without cleaning up; while /etc/cni/net.d/00-culvert.conflist is there, new pods wait",
+    ];
+
+    #[test]
+    fn a_node_that_is_not_selected_any_more_is_to_be_clean() {
+        let mut facts = facts();
+        assert_eq!(left(&facts), [""; 0]);
+        facts.agent = Ok(from(
+            json!({"metadata": {}, "spec": {"selector": {}, "template": {
+                "spec": {"containers": [], "nodeSelector": {"pool": "meshed"}},
+            }}}),
+        ));
+        assert_eq!(left(&facts), LEFT);
+        for node in facts.nodes.iter_mut().flatten() {
+            node.metadata.annotations = None;
+        }
+        assert_eq!(left(&facts), [""; 0]);
+    }
+
+    #[test]
+    fn without_an_installation_nodes_are_to_be_clean() {
+        let mut facts = facts();
+        let asked = "get DaemonSet culvert-agent".to_owned();
+        let refusal = |reason| Refusal {
+            asked: asked.clone(),
+            reason,
+        };
+        facts.agent = Err(refusal(Reason::NotFound));
+        assert_eq!(left(&facts), LEFT);
+        // Who may not ask does not know.
+        facts.agent = Err(refusal(Reason::Forbidden(String::new())));
+        assert_eq!(left(&facts), [""; 0]);
     }
 
     #[test]

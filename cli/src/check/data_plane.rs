@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The pods: whether each that is opted in is really steered, and why not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use culvert_api::{
     annotations::{self, Annotations, INJECT},
-    kubernetes::{AGENT_EVENTS, CONTROL_EVENTS, MESHED_CONDITION},
+    kubernetes::{AGENT_EVENTS, CONTROL_EVENTS, MESHED_CONDITION, UNSUPPORTED},
 };
 use k8s_openapi::{
     api::core::v1::{Event, Namespace, Pod, PodStatus},
@@ -14,15 +14,13 @@ use k8s_openapi::{
 
 use super::{
     events::{last, source},
-    facts::{After, Answer},
+    facts::After,
     named,
     report::Check,
     trouble::condition,
-    unanswered,
+    unanswered, unsupported,
 };
 
-/// Its pods are never meshed.
-const KUBE_SYSTEM: &str = "kube-system";
 /// How long a new pod may take before it is called late, in seconds.
 const YOUNG: i64 = 30;
 
@@ -37,12 +35,23 @@ pub enum State {
     Unsteered,
     /// Opted in, not steered, and too new for that to mean anything.
     Young,
+    /// Opted in, and has no network yet: an image, a volume or a Secret is missing, or the runtime is busy.
+    NotStarted,
     /// Opted in, and can't be.
     Unsupported,
     /// Not opted in, and steered.
     Leaving,
     /// The opt-in says neither `enabled` nor `disabled`.
     Unreadable,
+}
+
+/// What else is known of a pod.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The annotations of its namespace.
+    pub namespace: &'a Annotations,
+    /// Whether its namespace is never meshed, or its agent said that it can't be.
+    pub is_refused: bool,
 }
 
 /// All that concerns pods.
@@ -52,39 +61,57 @@ pub fn checks(facts: &After) -> Vec<Check> {
         Ok(states) => states,
         Err(refusal) => return vec![unanswered(description, refusal)],
     };
-    let events = events(&facts.events);
-    let of = |wanted: &'static [State]| {
-        let named = states.iter().filter(|(_, state)| wanted.contains(state));
-        let lines = named.map(|(pod, state)| line(pod, *state, &events));
+    let events = events(facts);
+    let of = |wanted: State| {
+        let state = |pod, state| held(pod, state, &events);
+        let named = states
+            .iter()
+            .filter(|(pod, was)| state(pod, *was) == wanted);
+        let lines = named.map(|(pod, _)| line(pod, wanted, &events));
         lines.collect::<Vec<_>>()
     };
-    vec![
-        Check::unless(of(&[State::Unsteered]), description, UNSTEERED_HINT).heals(),
-        Check::unless(
-            of(&[State::Young]),
-            "no opted-in pod is still to be steered",
-            "they began less than half a minute ago: look again",
-        )
-        .at_most_warning(),
-        Check::unless(
-            of(&[State::Unsupported]),
-            "opted-in pods can be meshed",
-            "a pod in its host's network can't be: opt it out with culvert.io/inject: disabled",
-        )
-        .at_most_warning(),
-        Check::unless(
-            of(&[State::Leaving]),
-            "no pod is steered that is not opted in",
-            "it leaves when its open connections end; if it stays: the log of its node's agent",
-        )
-        .at_most_warning(),
-        Check::unless(
-            of(&[State::Unreadable]),
-            "opt-ins are understood",
-            "culvert.io/inject is \"enabled\" or \"disabled\"; other values do not mesh the pod",
-        )
-        .at_most_warning(),
-    ]
+    let unsteered = Check::unless(of(State::Unsteered), description, UNSTEERED_HINT).heals();
+    let rest = WARNINGS.map(|(state, description, hint)| {
+        Check::unless(of(state), description, hint).at_most_warning()
+    });
+    std::iter::once(unsteered).chain(rest).collect()
+}
+
+const WARNINGS: [(State, &str, &str); 5] = [
+    (
+        State::Young,
+        "no opted-in pod is still to be steered",
+        "they began less than half a minute ago: look again",
+    ),
+    (
+        State::NotStarted,
+        "opted-in pods have begun",
+        "nothing of them runs or talks yet; `kubectl describe pod` says what they wait for",
+    ),
+    (
+        State::Unsupported,
+        "opted-in pods can be meshed",
+        "opt them out with culvert.io/inject: disabled, or change what is named; Culvert does not encrypt what they say",
+    ),
+    (
+        State::Leaving,
+        "no pod is steered that is not opted in",
+        "it leaves when its open connections end; if it stays: the log of its node's agent",
+    ),
+    (
+        State::Unreadable,
+        "opt-ins are understood",
+        "culvert.io/inject is \"enabled\" or \"disabled\"; other values do not mesh the pod",
+    ),
+];
+
+/// A pod that has not begun because of us is not steered: it waits for that.
+fn held(pod: &Pod, state: State, events: &BTreeMap<&str, &Event>) -> State {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    match events.get(uid) {
+        Some(event) if state == State::NotStarted && is_of_ours(event) => State::Unsteered,
+        _ => state,
+    }
 }
 
 const UNSTEERED_HINT: &str = "\
@@ -94,7 +121,12 @@ while a pod is not steered it talks in plaintext, or waits; peers call it unmesh
 /// The pods that ask for the mesh and are not in it: somebody may have said why.
 pub fn in_question(facts: &After) -> Vec<&Pod> {
     let states = states(facts).unwrap_or_default();
-    let asked = [State::Unsteered, State::Unsupported, State::Unreadable];
+    let asked = [
+        State::Unsteered,
+        State::NotStarted,
+        State::Unsupported,
+        State::Unreadable,
+    ];
     let questioned = states
         .into_iter()
         .filter(|(_, state)| asked.contains(state));
@@ -105,13 +137,15 @@ fn states(facts: &After) -> Result<Vec<(&Pod, State)>, &super::facts::Refusal> {
     let pods = facts.pods.as_ref()?;
     let namespaces = by_name(facts.namespaces.as_ref()?);
     let none = Annotations::new();
+    let (never, refused) = (unsupported::never_mesh(facts), refused(facts));
     let state = |pod: &Pod| {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        if [KUBE_SYSTEM, &facts.namespace].contains(&namespace) {
-            return State::Apart;
-        }
-        let inherited = namespaces.get(namespace).copied().unwrap_or(&none);
-        state(pod, inherited, facts.now)
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let place = Place {
+            namespace: namespaces.get(namespace).copied().unwrap_or(&none),
+            is_refused: never.contains(namespace) || refused.contains(uid),
+        };
+        state(pod, &place, facts.now)
     };
     Ok(pods.iter().map(|pod| (pod, state(pod))).collect())
 }
@@ -126,8 +160,17 @@ fn by_name(namespaces: &[Namespace]) -> BTreeMap<&str, &Annotations> {
         .collect()
 }
 
+/// The pods that agents said of that they can't be meshed, by uid.
+fn refused(facts: &After) -> BTreeSet<&str> {
+    let events = facts.warnings.iter().flatten();
+    let refused = events.filter(|event| event.reason.as_deref() == Some(UNSUPPORTED));
+    refused
+        .filter_map(|event| event.involved_object.uid.as_deref())
+        .collect()
+}
+
 /// What the pod is. Pure.
-pub fn state(pod: &Pod, namespace: &Annotations, now: Timestamp) -> State {
+pub fn state(pod: &Pod, place: &Place<'_>, now: Timestamp) -> State {
     let none = (Annotations::new(), PodStatus::default());
     let own = pod.metadata.annotations.as_ref().unwrap_or(&none.0);
     let status = pod.status.as_ref().unwrap_or(&none.1);
@@ -137,11 +180,12 @@ pub fn state(pod: &Pod, namespace: &Annotations, now: Timestamp) -> State {
     let meshed = condition(status, MESHED_CONDITION);
     let steered = meshed.is_some_and(|meshed| meshed.status == "True");
     // Linkerd's "ingress" is "enabled" here.
-    match (annotations::effective(INJECT, own, namespace), steered) {
+    match (
+        annotations::effective(INJECT, own, place.namespace),
+        steered,
+    ) {
         (Some("enabled" | "ingress"), true) => State::Steered,
-        (Some("enabled" | "ingress"), false) if on_host_network(pod) => State::Unsupported,
-        (Some("enabled" | "ingress"), false) if is_young(pod, now) => State::Young,
-        (Some("enabled" | "ingress"), false) => State::Unsteered,
+        (Some("enabled" | "ingress"), false) => unsteered(pod, place, status, now),
         (_, true) => State::Leaving,
         (None | Some("disabled"), false) => State::Apart,
         (Some(_), false) => State::Unreadable,
@@ -158,8 +202,28 @@ fn has_ended(pod: &Pod, status: &PodStatus) -> bool {
     ended || !placed || pod.metadata.deletion_timestamp.is_some()
 }
 
-fn on_host_network(pod: &Pod) -> bool {
-    pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
+fn unsteered(pod: &Pod, place: &Place<'_>, status: &PodStatus, now: Timestamp) -> State {
+    let is_said = condition(status, MESHED_CONDITION)
+        .is_some_and(|meshed| meshed.reason.as_deref() == Some(UNSUPPORTED));
+    if place.is_refused || is_said || unsupported::why(pod).is_some() {
+        return State::Unsupported;
+    }
+    match (is_young(pod, now), has_not_begun(status)) {
+        (true, _) => State::Young,
+        (false, true) => State::NotStarted,
+        (false, false) => State::Unsteered,
+    }
+}
+
+/// Whether it has no sandbox yet, and so no network and no process. The kubelet says so since 1.29;
+/// before that an address says that there is one.
+fn has_not_begun(status: &PodStatus) -> bool {
+    let told = condition(status, "PodReadyToStartContainers");
+    let has_sandbox = match told {
+        Some(told) => told.status == "True",
+        None => status.pod_ip.as_ref().is_some_and(|ip| !ip.is_empty()),
+    };
+    status.phase.as_deref() == Some("Pending") && !has_sandbox
 }
 
 fn is_young(pod: &Pod, now: Timestamp) -> bool {
@@ -192,10 +256,11 @@ fn why(pod: &Pod, state: State, events: &BTreeMap<&str, &Event>) -> Option<Strin
         ));
     }
     if state == State::Unsupported {
-        return Some("it is in its host's network".to_owned());
+        let never = || "pods of its namespace are never meshed".to_owned();
+        return Some(unsupported::why(pod).unwrap_or_else(never));
     }
     let meshed = condition(pod.status.as_ref()?, MESHED_CONDITION);
-    let Some(meshed) = meshed else {
+    let Some(meshed) = meshed.filter(|_| state != State::NotStarted) else {
         return (state == State::Unsteered).then(|| "no agent has said anything of it".to_owned());
     };
     let reason = meshed.reason.as_deref().unwrap_or(&meshed.status);
@@ -204,9 +269,9 @@ fn why(pod: &Pod, state: State, events: &BTreeMap<&str, &Event>) -> Option<Strin
 }
 
 /// The newest that Culvert said of each pod, by uid; else why its sandbox could not be made.
-fn events(events: &Answer<Vec<Event>>) -> BTreeMap<&str, &Event> {
+fn events(facts: &After) -> BTreeMap<&str, &Event> {
     let mut newest = BTreeMap::<_, &Event>::new();
-    for event in events.as_ref().map(Vec::as_slice).unwrap_or_default() {
+    for event in facts.events.iter().chain(&facts.warnings).flatten() {
         let Some(uid) = event.involved_object.uid.as_deref() else {
             continue;
         };
@@ -217,6 +282,15 @@ fn events(events: &Answer<Vec<Event>>) -> BTreeMap<&str, &Event> {
         }
     }
     newest
+}
+
+/// Whether it says that we keep a pod from beginning: the kubelet quotes the plugin that failed.
+fn is_of_ours(event: &Event) -> bool {
+    let message = event.message.as_deref().unwrap_or_default();
+    match event.reason.as_deref() {
+        Some("FailedCreatePodSandBox") => message.contains("culvert"),
+        reason => reason == Some("NotSteered"),
+    }
 }
 
 /// Ours before the kubelet's, later before earlier; 0 is nobody's.

@@ -15,6 +15,9 @@ const VIRTUAL: [(&str, &str); 2] = [
     ("type", "virtual-kubelet"),
 ];
 
+/// Of agent and proxy, since either without the other is a node that does not work.
+pub const KEEP_OFF: &str = "keep Culvert off them with the chart's agent.nodeSelector and proxy.nodeSelector, both the same";
+
 /// All that node objects tell.
 pub fn checks(nodes: &Answer<Vec<Node>>) -> Vec<Check> {
     match nodes {
@@ -77,7 +80,7 @@ fn kernels(nodes: &[Node]) -> Check {
     Check::unless(
         found.collect(),
         format!("kernels are {major}.{minor} or later"),
-        "upgrade these nodes' system, or keep Culvert off them with the chart's nodeSelector",
+        format!("upgrade these nodes' system, or {KEEP_OFF}"),
     )
 }
 
@@ -96,7 +99,7 @@ fn architectures(nodes: &[Node]) -> Check {
     Check::unless(
         found.collect(),
         format!("nodes are {}", ARCHITECTURES.join(" or ")),
-        "keep Culvert off these nodes with the chart's nodeSelector",
+        KEEP_OFF,
     )
 }
 
@@ -109,7 +112,7 @@ fn runtimes(nodes: &[Node]) -> Check {
     Check::unless(
         found.collect(),
         "container runtimes are containerd or CRI-O",
-        "others work if they run chained CNI plugins and speak the CRI; give the chart their socket",
+        "others work if they run chained CNI plugins and speak the CRI; give the chart their socket, paths.criSocket",
     )
     .at_most_warning()
 }

@@ -33,11 +33,23 @@ pub struct InjectArgs {
     /// For Linkerd's users: there is no sidecar, so nothing is there to be injected by hand. The same as without it.
     #[arg(long)]
     pub manual: bool,
+    /// The namespace that Culvert is installed in, which is never meshed.
+    #[arg(
+        short = 'L',
+        long,
+        value_name = "NAMESPACE",
+        default_value = "culvert",
+        env = "CULVERT_NAMESPACE"
+    )]
+    pub culvert_namespace: String,
 }
 
 /// `culvert uninject`.
 #[derive(Debug, Args)]
 pub struct UninjectArgs {
+    /// Take off all that `inject` can write, and linkerd.io/inject: also what somebody else wrote.
+    #[arg(long)]
+    pub all: bool,
     /// Files or directories of manifests (*.yaml, *.yml, *.json), or - for standard input.
     #[arg(required = true, value_name = "FILE|DIR|-")]
     pub from: Vec<String>,

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which objects can opt in, and why one can't.
 
-use culvert_api::annotations::{INJECT, SIDECARS};
+use culvert_api::{
+    annotations::INJECT,
+    unmeshable::{NEVER_MESH, SIDECARS, is_own_kernel},
+};
 
 use super::tree::{self, Node, Value};
-
-/// Namespaces that are never meshed.
-const NEVER: &[&str] = &["kube-system", "culvert"];
 
 /// An object of a document.
 #[derive(Debug)]
@@ -90,13 +90,14 @@ impl Object<'_> {
         INJECT.iter().find_map(|name| self.annotation(name)) == Some("disabled")
     }
 
-    /// Why it is left as it is, if it is; an empty reason where nobody would expect anything else.
-    pub fn refusal(&self) -> Option<String> {
+    /// Why it is left as it is, if it is; an empty reason where nobody would expect anything else. `own` is Culvert's
+    /// namespace.
+    pub fn refusal(&self, own: &str) -> Option<String> {
         let Some(metadata) = self.metadata else {
             return Some(String::new());
         };
         if word(self.node, &["kind"]) == "Namespace" {
-            let never = NEVER.contains(&word(self.node, &["metadata", "name"]));
+            let never = [NEVER_MESH, own].contains(&word(self.node, &["metadata", "name"]));
             return never.then(|| "it is never meshed".to_owned());
         }
         if self.is_disabled() {
@@ -105,6 +106,12 @@ impl Object<'_> {
         let spec = spec(self.node, metadata);
         if spec.is_some_and(|spec| is_true(spec, "hostNetwork")) {
             return Some("it uses the host's network".to_owned());
+        }
+        let class = spec.map(|spec| word(spec, &["runtimeClassName"]));
+        if let Some(class) = class.filter(|class| is_own_kernel(class)) {
+            return Some(format!(
+                "it runs in {class}, which has a network stack of its own"
+            ));
         }
         let sidecar = spec
             .into_iter()

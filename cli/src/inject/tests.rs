@@ -5,6 +5,8 @@ use std::{fs, path::PathBuf};
 
 use super::*;
 
+const OWN: &str = "culvert";
+
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/inject/golden")
 }
@@ -14,11 +16,11 @@ fn enabled() -> Vec<(&'static str, String)> {
 }
 
 fn inject(text: &str) -> Transformed {
-    injected(text, &enabled()).unwrap_or_else(|e| panic!("{e}"))
+    injected(text, &enabled(), OWN).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn uninject(text: &str) -> Transformed {
-    uninjected(text).unwrap_or_else(|e| panic!("{e}"))
+    uninjected(text, false).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]
@@ -56,11 +58,11 @@ fn what_is_no_map_is_refused_by_name() {
         "{name: a, annotations: x}",
     ] {
         let text = format!("kind: Pod\nmetadata: {metadata}\nspec: {{}}\n");
-        let Err(error) = injected(&text, &enabled()) else {
+        let Err(error) = injected(&text, &enabled(), OWN) else {
             panic!("took {metadata}")
         };
         assert!(error.contains("expected a map"), "{metadata}: {error}");
-        drop(uninjected(&text));
+        drop(uninjected(&text, false));
     }
 }
 
@@ -134,16 +136,41 @@ fn all_annotations_of_the_flags_are_set() {
     ]
     .concat();
     let text = "kind: Namespace\nmetadata:\n  name: shop\n";
-    let done = injected(text, &annotations).unwrap_or_else(|e| panic!("{e}"));
+    let done = injected(text, &annotations, OWN).unwrap_or_else(|e| panic!("{e}"));
     let expected = "kind: Namespace\nmetadata:\n  annotations:\n    culvert.io/inject: enabled\n    \
                     culvert.io/opaque-ports: \"3306,4000-4100\"\n  name: shop\n";
     assert_eq!(done.text, expected);
-    assert_eq!(uninject(&done.text).text, text);
+    assert_eq!(
+        uninjected(&done.text, true)
+            .unwrap_or_else(|e| panic!("{e}"))
+            .text,
+        text
+    );
+}
+
+#[test]
+fn what_others_may_have_written_stays_unless_all_is_to_go() {
+    let others = "kind: Namespace\nmetadata:\n  annotations:\n    linkerd.io/inject: enabled\n    \
+                  culvert.io/opaque-ports: \"3306\"\n  name: shop\n";
+    let done = uninject(&inject(others).text);
+    assert_eq!(done.text, others);
+    assert_eq!(
+        done.report,
+        ["namespace \"shop\" uninjected, but linkerd.io/inject: enabled stays"]
+    );
+    let without = uninject(others);
+    assert_eq!(without.text, others);
+    assert_eq!(
+        without.report,
+        ["namespace \"shop\" skipped: linkerd.io/inject: enabled stays"]
+    );
+    let none = uninjected(others, true).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(none.text, "kind: Namespace\nmetadata:\n  name: shop\n");
 }
 
 #[test]
 fn what_is_no_yaml_is_refused_with_its_place() {
-    let refused = injected("kind: Pod\nmetadata: {\n", &enabled());
+    let refused = injected("kind: Pod\nmetadata: {\n", &enabled(), OWN);
     assert!(refused.is_err_and(|message| message.contains("line")));
 }
 
@@ -155,4 +182,25 @@ fn files_become_documents_of_one_stream() {
         "c: 3\n".to_owned(),
     ];
     assert_eq!(joined(&texts), "a: 1\n---\nb: 2\n---\nc: 3\n");
+}
+
+#[test]
+fn culverts_own_namespace_is_the_one_that_is_said() {
+    let text = "kind: Namespace\nmetadata:\n  name: mesh\n";
+    let report = |own| injected(text, &enabled(), own).map(|done| done.report.concat());
+    let refused = "namespace \"mesh\" skipped: it is never meshed".to_owned();
+    assert_eq!(report("mesh"), Ok(refused));
+    assert_eq!(report(OWN), Ok("namespace \"mesh\" injected".to_owned()));
+}
+
+#[test]
+fn what_has_a_network_stack_of_its_own_is_skipped() {
+    let text = "kind: Pod\nmetadata:\n  name: a\nspec:\n  runtimeClassName: gvisor\n";
+    let done = inject(text);
+    assert_eq!(done.text, text);
+    assert!(
+        done.report.concat().contains("it runs in gvisor"),
+        "{:?}",
+        done.report
+    );
 }

@@ -62,8 +62,21 @@ fn stored(config: &ConfigMap, namespace: &str) -> Result<Stored> {
     })
 }
 
+/// What becomes of the issuer's Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Issuer {
+    /// It is what it was: to write it again would print its key, and take back a rotation that comes in between.
+    Unchanged,
+    /// Another is given. The type of the Secret that is there can't be changed.
+    Given(Option<String>),
+}
+
 /// Puts the cluster's authority into the values, as far as it is neither given nor kept by others.
-pub async fn keep_authority(values: &mut Value, client: &Client, namespace: &str) -> Result<()> {
+pub async fn keep_authority(
+    values: &mut Value,
+    client: &Client,
+    namespace: &str,
+) -> Result<Issuer> {
     let has = |path: &str| {
         values
             .pointer(path)
@@ -71,7 +84,8 @@ pub async fn keep_authority(values: &mut Value, client: &Client, namespace: &str
             .is_some_and(|text| !text.is_empty())
     };
     let others = |path: &str| values.pointer(path) == Some(&Value::Bool(true));
-    if !has("/identity/issuer/keyPEM") && !others("/identity/external/issuer") {
+    let is_given = has("/identity/issuer/keyPEM");
+    if !is_given && !others("/identity/external/issuer") {
         let (certificate, key) = issuer(client, namespace).await?;
         let mut kept = authority("", &certificate, &key);
         if let Some(identity) = kept["identity"].as_object_mut() {
@@ -90,7 +104,31 @@ pub async fn keep_authority(values: &mut Value, client: &Client, namespace: &str
         let anchors = trust_roots(client, namespace).await?;
         values::merge(values, &json!({"identity": {"trustAnchorsPEM": anchors}}));
     }
-    Ok(())
+    if !is_given {
+        return Ok(Issuer::Unchanged);
+    }
+    let secret = find::<Secret>(client, namespace, ISSUER).await?;
+    Ok(Issuer::Given(secret.and_then(|secret| secret.type_)))
+}
+
+// === impl Issuer ===
+
+impl Issuer {
+    /// What is to be applied of the chart's Secret. Control takes `tls.crt` and `tls.key` out of a Secret of any type.
+    pub fn of(&self, manifest: Manifest) -> Option<Manifest> {
+        if manifest.kind() != "Secret" || manifest.object["metadata"]["name"] != ISSUER {
+            return Some(manifest);
+        }
+        match self {
+            Self::Unchanged => None,
+            Self::Given(Some(found)) if manifest.object["type"] != found.as_str() => {
+                let mut object = manifest.object;
+                object["type"] = found.as_str().into();
+                Some(Manifest::of(object))
+            }
+            Self::Given(_) => Some(manifest),
+        }
+    }
 }
 
 async fn issuer(client: &Client, namespace: &str) -> Result<(String, String)> {

@@ -11,7 +11,7 @@ fn the_manifests_hold_the_values_of_the_user() {
     values::merge(&mut values, &identity::authority("A", "B", "C"));
     let text = manifests(&values, &given, &release("mesh", "v1.30.0".to_owned()));
     let text = text.unwrap_or_else(|e| panic!("{e}"));
-    let read = chart::yaml::read_all(&text).unwrap_or_else(|e| panic!("{e}"));
+    let read = chart::yaml::read_all(&chart::print(&text)).unwrap_or_else(|e| panic!("{e}"));
     let named = |name: &str| {
         read.iter()
             .find(|object| object["metadata"]["name"] == name)

@@ -108,7 +108,7 @@ pub fn conflist(
                 "type": "culvert-cni",
                 "agentSocket": agent_socket,
                 "optInFile": opt_in,
-                "neverMesh": ["culvert", "kube-system"],
+                "neverMesh": ["culvert", culvert_api::unmeshable::NEVER_MESH],
             },
         ],
     })

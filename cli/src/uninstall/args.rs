@@ -16,6 +16,12 @@ pub struct UninstallArgs {
     /// mesh, and need the rest for that. Once it is gone, the same command prints the rest.
     #[arg(long)]
     pub manifests: bool,
+    /// Say what would go, and what would stay, and change nothing.
+    #[arg(long, conflicts_with = "manifests")]
+    pub dry_run: bool,
+    /// Do not ask. Without a terminal to ask on, nothing is done unless this is said.
+    #[arg(short, long)]
+    pub yes: bool,
     /// How long each step may take, e.g. 10m.
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub timeout: Duration,

@@ -13,6 +13,9 @@ use crate::install::{Error, Result};
 /// The label of everything that the chart makes; its value is the namespace of control.
 pub const LABEL: &str = "culvert.io/control-plane-ns";
 
+/// The labels that only a namespace of Culvert's has.
+pub const OF_NAMESPACE: [&str; 2] = [LABEL, "culvert.io/is-control-plane"];
+
 /// Says who installed: `culvert` or `Helm`.
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
@@ -142,6 +145,11 @@ impl Object {
     /// Whether pods end with it.
     pub fn has_pods(&self) -> bool {
         matches!(self.kind.kind, "DaemonSet" | "Deployment")
+    }
+
+    /// Whether it is a namespace, with which all goes that is in it.
+    pub fn is_namespace(&self) -> bool {
+        self.kind.kind == "Namespace"
     }
 
     /// Whether Helm installed it.

@@ -2,7 +2,7 @@
 //! What Culvert wrote on objects of others, and takes back when it leaves: pods' conditions and nodes' taints. A node's annotation is
 //! taken back by its agent, after all else; where it is still there, so is the rest.
 
-use culvert_api::kubernetes::{MESHED_CONDITION, NODE_STATUS_ANNOTATION, NOT_READY_TAINT};
+use culvert_api::kubernetes::{MESHED_CONDITION, NOT_READY_TAINT};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
@@ -11,11 +11,16 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::install::{Error, Result};
+use crate::{
+    install::{Error, Result},
+    left::{self, Left},
+};
 
 /// How many pods are asked for, and how many are patched, at once.
 const PAGE: u32 = 500;
 const AT_ONCE: usize = 16;
+/// How often a node that others write to is tried.
+const TRIES: u32 = 10;
 
 /// What was taken back, and what only somebody on the node can.
 #[derive(Debug)]
@@ -26,15 +31,6 @@ pub struct Traces {
     pub nodes: usize,
     /// The nodes whose agents did not take back their annotation, which they do last.
     pub left: Vec<Left>,
-}
-
-/// A node that its agent has not cleaned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Left {
-    /// Its name.
-    pub node: String,
-    /// The CNI configuration that the agent made.
-    pub conflist: String,
 }
 
 /// Takes back what is on pods and nodes, once the agents are gone.
@@ -101,17 +97,30 @@ async fn nodes(client: &Client) -> Result<(usize, Vec<Left>)> {
     let list = list.map_err(|error| Error::cluster("list nodes", &error))?;
     let mut count = 0;
     for node in &list {
-        let Some(patch) = untainted(node) else {
-            continue;
-        };
-        let name = node.metadata.name.as_deref().unwrap_or_default();
-        let patched = api
-            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
-            .await;
-        gone_is_fine(patched, &format!("take the taint off node {name}"))?;
-        count += 1;
+        count += usize::from(untaint(&api, node).await?);
     }
-    Ok((count, list.iter().filter_map(left).collect()))
+    Ok((count, list.iter().filter_map(left::on).collect()))
+}
+
+/// Whether there was a taint to take off. Whoever writes to the node in between, as its kubelet does all the time, costs another look.
+async fn untaint(api: &Api<Node>, node: &Node) -> Result<bool> {
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    let doing = format!("take the taint off node {name}");
+    let mut patch = untainted(node);
+    let mut tries = TRIES;
+    while let Some(known) = &patch {
+        let merge = Patch::Merge(known);
+        tries -= 1;
+        match api.patch(name, &PatchParams::default(), &merge).await {
+            Err(kube::Error::Api(status)) if status.code == 409 && tries > 0 => {
+                let node = api.get_opt(name).await;
+                let node = node.map_err(|error| Error::cluster(&*doing, &error))?;
+                patch = node.as_ref().and_then(untainted);
+            }
+            patched => return gone_is_fine(patched, &doing).map(|()| true),
+        }
+    }
+    Ok(false)
 }
 
 /// With the version it was read at, since a list of taints is replaced as a whole.
@@ -124,24 +133,6 @@ fn untainted(node: &Node) -> Option<Value> {
     let version = &node.metadata.resource_version;
     (kept.len() < taints.len())
         .then(|| json!({"metadata": {"resourceVersion": version}, "spec": {"taints": kept}}))
-}
-
-fn left(node: &Node) -> Option<Left> {
-    let annotation = node
-        .metadata
-        .annotations
-        .as_ref()?
-        .get(NODE_STATUS_ANNOTATION)?;
-    let status: Value = serde_json::from_str(annotation).unwrap_or_default();
-    let conflist = status["cni"]["conflist"]
-        .as_str()
-        .filter(|path| !path.is_empty());
-    Some(Left {
-        node: node.metadata.name.clone().unwrap_or_default(),
-        conflist: conflist
-            .unwrap_or("/etc/cni/net.d/00-culvert.conflist")
-            .to_owned(),
-    })
 }
 
 fn gone_is_fine<T>(patched: kube::Result<T>, doing: &str) -> Result<()> {
@@ -172,25 +163,6 @@ mod tests {
         let expected = json!({"metadata": {"resourceVersion": "7"}, "spec": {"taints": [other]}});
         assert_eq!(untainted(&with(json!([other, ours]))), Some(expected));
         assert_eq!(untainted(&with(json!([other]))), None);
-    }
-
-    #[test]
-    fn a_node_that_is_not_clean_is_named_with_its_file() {
-        let with = |annotation: &str| {
-            node(
-                json!({"metadata": {"name": "a", "annotations": {NODE_STATUS_ANNOTATION: annotation}}}),
-            )
-        };
-        let file = |node| left(&node).map(|left| left.conflist);
-        assert_eq!(
-            file(with(r#"{"cni": {"conflist": "/x/00-culvert.conflist"}}"#)).as_deref(),
-            Some("/x/00-culvert.conflist")
-        );
-        assert_eq!(
-            file(with("{}")).as_deref(),
-            Some("/etc/cni/net.d/00-culvert.conflist")
-        );
-        assert_eq!(file(node(json!({"metadata": {"name": "a"}}))), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! An API server on loopback that has what a test gives it, and the certificates that it needs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     path::PathBuf,
@@ -31,7 +31,7 @@ pub enum Answer {
 
 /// A server that goes on until the process ends.
 pub struct ApiServer {
-    answers: Arc<Mutex<BTreeMap<String, Answer>>>,
+    answers: Arc<Mutex<BTreeMap<String, VecDeque<Answer>>>>,
     asked: Arc<Mutex<Vec<String>>>,
     dir: TempDir,
 }
@@ -70,8 +70,15 @@ impl ApiServer {
         self.answers(path, Answer::Says(200, object));
     }
 
+    /// From now on this is the answer to a path, or to a method and a path.
     pub fn answers(&self, path: &str, answer: Answer) {
-        lock(&self.answers).insert(path.to_owned(), answer);
+        self.answers_each(path, [answer]);
+    }
+
+    /// The same, one answer after the other; the last one stays.
+    pub fn answers_each(&self, path: &str, answers: impl IntoIterator<Item = Answer>) {
+        let answers = answers.into_iter().collect();
+        lock(&self.answers).insert(path.to_owned(), answers);
     }
 
     /// A list of everything at this path.
@@ -122,17 +129,21 @@ fn kubeconfig(listener: &TcpListener) -> Result<Value> {
 
 fn serve(
     mut stream: TcpStream,
-    answers: &Mutex<BTreeMap<String, Answer>>,
+    answers: &Mutex<BTreeMap<String, VecDeque<Answer>>>,
     asked: &Mutex<Vec<String>>,
 ) -> std::io::Result<()> {
     let (request, body) = read(&stream)?;
     lock(asked).push(format!("{request} {body}").trim().to_owned());
-    let target = request.split(' ').nth(1).unwrap_or_default().to_owned();
+    let (method, target) = request.split_once(' ').unwrap_or_default();
     let path = target.split('?').next().unwrap_or_default();
-    // A question with its selectors counts before the path alone.
-    let known = lock(answers);
-    let answer = known.get(&target).or_else(|| known.get(path)).cloned();
-    drop(known);
+    // A method with its path counts first, then a question with its selectors, then the path alone.
+    let of_method = format!("{method} {path}");
+    let keys = [&*of_method, target, path];
+    let answer = {
+        let mut known = lock(answers);
+        let key = keys.into_iter().find(|key| known.contains_key(*key));
+        key.and_then(|key| known.get_mut(key)).and_then(next)
+    };
     let (status, kind, body) = match answer.unwrap_or_else(|| not_found(path)) {
         Answer::Says(status, object) => (status, "application/json", object.to_string()),
         Answer::Text(status, text) => (status, "text/plain", text.to_owned()),
@@ -145,6 +156,13 @@ fn serve(
         now(),
         body.len()
     )
+}
+
+fn next(answers: &mut VecDeque<Answer>) -> Option<Answer> {
+    match answers.len() {
+        0 | 1 => answers.front().cloned(),
+        _ => answers.pop_front(),
+    }
 }
 
 fn hang() -> std::io::Result<()> {

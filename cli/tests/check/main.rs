@@ -240,6 +240,7 @@ fn nothing_is_installed() -> Result<()> {
         &[
             "could not get DaemonSet culvert-agent: there is none",
             "install it with `culvert install | kubectl apply -f -`",
+            "node n1: its agent went without cleaning up; while /etc/cni/net.d/00-culvert.conflist is there",
         ],
     );
     assert!(!text(&output).contains("waiting"), "waited for nothing");

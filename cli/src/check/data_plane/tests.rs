@@ -3,6 +3,10 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::check::{
+    report::Outcome,
+    testing::{facts, from},
+};
 
 fn now() -> Timestamp {
     Timestamp::from_second(1_000_000).unwrap_or_else(|e| panic!("{e}"))
@@ -33,7 +37,16 @@ fn meshed(status: &str) -> Value {
 }
 
 fn judged(pod: &Pod) -> State {
-    state(pod, &Annotations::new(), now())
+    let namespace = &Annotations::new();
+    let is_refused = false;
+    state(
+        pod,
+        &Place {
+            namespace,
+            is_refused,
+        },
+        now(),
+    )
 }
 
 #[test]
@@ -74,7 +87,11 @@ fn other_pods_are_left_alone_unless_they_are_steered() {
 #[test]
 fn a_namespace_opts_its_pods_in() {
     let namespace = Annotations::from([("culvert.io/inject".to_owned(), "enabled".to_owned())]);
-    let of = |inject| state(&pod(inject, json!([]), json!({})), &namespace, now());
+    let place = Place {
+        namespace: &namespace,
+        is_refused: false,
+    };
+    let of = |inject| state(&pod(inject, json!([]), json!({})), &place, now());
     assert_eq!(of(""), State::Unsteered);
     assert_eq!(of("disabled"), State::Apart);
 }
@@ -109,8 +126,9 @@ fn event(source: &str, reason: &str, at: &str) -> Event {
 
 fn shown(all: Vec<Event>) -> String {
     let unsteered = pod("enabled", json!([]), json!({}));
-    let all = Ok(all);
-    line(&unsteered, State::Unsteered, &events(&all))
+    let mut facts = facts();
+    facts.events = Ok(all);
+    line(&unsteered, State::Unsteered, &events(&facts))
 }
 
 #[test]
@@ -145,4 +163,102 @@ fn without_an_event_the_condition_tells() {
     let withdrawn = pod("enabled", meshed("False"), json!({}));
     let told = line(&withdrawn, State::Unsteered, &BTreeMap::new());
     assert_eq!(told, "shop/web on n1: Withdrawn netns 7, generation 2");
+}
+
+fn outcome(check: &str, facts: &After) -> (Outcome, Vec<String>) {
+    let checks = checks(facts);
+    let found = checks.iter().find(|it| it.description == check);
+    let found = found.unwrap_or_else(|| panic!("no check {check:?}"));
+    (found.outcome, found.found.clone())
+}
+
+const STEERED: &str = "every opted-in pod is steered";
+
+#[test]
+fn what_the_agent_calls_unsupported_is_a_warning_and_nothing_to_wait_for() {
+    let mut facts = facts();
+    facts.now = now();
+    facts.pods = Ok(vec![pod("enabled", json!([]), json!({}))]);
+    assert_eq!(outcome(STEERED, &facts).0, Outcome::Error);
+    let said = event("culvert-agent", "Unsupported", "2026-01-01T00:00:00Z");
+    facts.warnings = Ok(vec![said]);
+    assert_eq!(outcome(STEERED, &facts).0, Outcome::Success);
+    let expected = vec!["shop/web on n1: Unsupported: because".to_owned()];
+    let unsupported = outcome("opted-in pods can be meshed", &facts);
+    assert_eq!(unsupported, (Outcome::Warning, expected));
+}
+
+#[test]
+fn a_pod_with_a_kernel_or_a_mesh_of_its_own_is_unsupported() {
+    for spec in [
+        json!({"runtimeClassName": "gvisor"}),
+        json!({"containers": [{"name": "istio-proxy"}]}),
+    ] {
+        assert_eq!(judged(&pod("enabled", json!([]), spec)), State::Unsupported);
+    }
+    let by_condition =
+        json!([{"type": "culvert.io/Meshed", "status": "False", "reason": "Unsupported"}]);
+    assert_eq!(
+        judged(&pod("enabled", by_condition, json!({}))),
+        State::Unsupported
+    );
+}
+
+#[test]
+fn pods_of_a_namespace_that_is_left_out_are_unsupported_if_they_ask() {
+    let mut facts = facts();
+    facts.now = now();
+    let args = json!(["--never-mesh=shop"]);
+    facts.agent = Ok(from(
+        json!({"metadata": {}, "spec": {"selector": {}, "template": {
+            "spec": {"containers": [{"name": "agent", "args": args}]},
+        }}}),
+    ));
+    facts.pods = Ok(vec![
+        pod("enabled", json!([]), json!({})),
+        pod("", json!([]), json!({})),
+    ]);
+    let expected = vec!["shop/web on n1: pods of its namespace are never meshed".to_owned()];
+    let unsupported = outcome("opted-in pods can be meshed", &facts);
+    assert_eq!(unsupported, (Outcome::Warning, expected));
+    assert_eq!(outcome(STEERED, &facts).0, Outcome::Success);
+}
+
+/// A pod that the kubelet has, without a sandbox.
+fn creating(conditions: Value) -> Pod {
+    let mut pod = pod("enabled", conditions, json!({}));
+    if let Some(status) = &mut pod.status {
+        status.phase = Some("Pending".to_owned());
+    }
+    pod
+}
+
+#[test]
+fn a_pod_without_a_sandbox_has_not_begun() {
+    assert_eq!(judged(&creating(json!([]))), State::NotStarted);
+    let ready = |status| creating(json!([{"type": "PodReadyToStartContainers", "status": status}]));
+    assert_eq!(judged(&ready("False")), State::NotStarted);
+    assert_eq!(judged(&ready("True")), State::Unsteered);
+    let mut with_address = creating(json!([]));
+    if let Some(status) = &mut with_address.status {
+        status.pod_ip = Some("10.0.0.1".to_owned());
+    }
+    assert_eq!(judged(&with_address), State::Unsteered);
+}
+
+#[test]
+fn a_pod_that_we_keep_from_beginning_is_an_error_all_the_same() {
+    let mut facts = facts();
+    facts.now = now();
+    facts.pods = Ok(vec![creating(json!([]))]);
+    let begun = "opted-in pods have begun";
+    assert_eq!(outcome(begun, &facts).0, Outcome::Warning);
+    assert_eq!(outcome(STEERED, &facts).0, Outcome::Success);
+    let mut failed = event("kubelet", "FailedCreatePodSandBox", "2026-01-03T00:00:00Z");
+    facts.events = Ok(vec![failed.clone()]);
+    assert_eq!(outcome(STEERED, &facts).0, Outcome::Success);
+    failed.message = Some("plugin type=\"culvert-cni\" failed (add): no agent".to_owned());
+    facts.events = Ok(vec![failed]);
+    assert_eq!(outcome(STEERED, &facts).0, Outcome::Error);
+    assert_eq!(outcome(begun, &facts).0, Outcome::Success);
 }
