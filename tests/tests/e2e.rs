@@ -11,6 +11,8 @@ mod install;
 mod live;
 #[path = "e2e/mesh.rs"]
 mod mesh;
+#[path = "e2e/residue.rs"]
+mod residue;
 
 use std::time::Duration;
 

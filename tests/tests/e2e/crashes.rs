@@ -172,7 +172,14 @@ pub fn runtime(cluster: &Cluster) -> anyhow::Result<()> {
     }
     load.runs()?;
     load.nothing_failed()?;
-    load.end()
+    load.end()?;
+    let vault = cluster.ready("shop", "app=vault")?;
+    let before = mesh::probes(cluster, &vault)?;
+    wait_for("probes of the kubelet that is new", SOON, || {
+        let passed = mesh::probes(cluster, &vault)? - before;
+        ensure!(passed >= 5.0, "{passed} passed");
+        Ok(())
+    })
 }
 
 pub fn api_server(cluster: &Cluster) -> anyhow::Result<()> {

@@ -1,20 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How it comes and goes.
 
-use std::collections::BTreeSet;
+use std::thread;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use culvert_tests::{
+    app::stream::Streamed,
     cluster::{
         Cluster,
-        links::{self, Link},
-        pods::CULVERT,
+        pods::{CULVERT, Pod},
     },
+    process::Running,
+    runtime::image::TESTAPP,
     wait::wait_for,
 };
 use serde_json::Value;
 
-use crate::{NODES, SOON};
+use crate::{
+    NODES, SOON, live, mesh,
+    residue::{KINDS, residue},
+};
 
 const TAINT: &str = "node.culvert.io/agent-not-ready";
 /// CAP_CHOWN, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF.
@@ -22,16 +27,6 @@ const AGENT: &str = "0000008000201001";
 /// README's command, and what this cluster wants beside it: it has no DNS, and is too old for surges, so that nobody takes
 /// new connections while a proxy drains.
 const INSTALL: &str = "culvert install --set control.clusterIP=10.96.0.86 --set proxy.surge=false --set proxy.drainSeconds=3 | kubectl apply -f -";
-/// What must be gone from a node. The directories that the kubelet made for the agent to mount stay, empty.
-const RESIDUE: &str = r#"
-ls -d /etc/cni/net.d/*culvert* /opt/cni/bin/culvert-cni 2>/dev/null
-find /run/culvert /var/lib/culvert -mindepth 1
-for ns in /run/netns/*; do
-  nsenter --net=$ns sh -c 'ip rule; ip -6 rule' | grep -Ev 'lookup (local|main|default)' | sed "s#^#$ns: #"
-  nsenter --net=$ns ss -Hltn 'src 127.0.0.1 or src [::1]' | sed "s#^#$ns: #"
-done
-ip rule | grep -Ev 'lookup (local|main|default)'
-true"#;
 
 /// The second node was started with the taint, as users start new nodes.
 pub fn waits(cluster: &Cluster) -> anyhow::Result<()> {
@@ -104,23 +99,45 @@ pub fn rights(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Pods that are there for the whole of the uninstall: meshed ones, a strict one whose probes go on, and ones that never were.
+const KEPT: [(&str, &str); 6] = [
+    ("shop", "app=web"),
+    ("shop", "app=db"),
+    ("shop", "app=vault"),
+    ("shop", "app=client"),
+    ("outside", "app=late"),
+    ("outside", "app=plain"),
+];
+
 pub fn uninstall(cluster: &Cluster) -> anyhow::Result<()> {
-    let mut kept = Vec::new();
-    for (namespace, label) in [
-        ("shop", "app=web"),
-        ("shop", "app=db"),
-        ("outside", "app=plain"),
-    ] {
-        kept.extend(cluster.pods(namespace, label)?);
-    }
-    cluster.shell("culvert uninstall")?.ok()?;
+    // What is not found now would not be found then either.
     for node in NODES {
-        wait_for("nothing to be left", SOON, || {
-            let left = cluster.node(node, &["sh", "-c", RESIDUE])?.ok()?.stdout;
-            ensure!(left.is_empty(), "n{node} has\n{left}");
-            none(cluster, node)
+        wait_for("all that Culvert puts on a node", SOON, || {
+            let there = residue(cluster, node)?;
+            let missing = KINDS.iter().find(|kind| !there.contains_key(**kind));
+            ensure!(missing.is_none(), "n{node} has no {missing:?}: {there:#?}");
+            Ok(())
         })?;
     }
+    let kept = kept(cluster)?;
+    let client = cluster.ready("shop", "app=client")?;
+    let echo = [TESTAPP, "stream", mesh::WEB_ECHO, "--connections", "4"];
+    let mut stream = cluster.start(&client, &echo)?;
+    live::flows(&mut stream)?;
+    thread::scope(|scope| {
+        let uninstall = scope.spawn(|| cluster.shell("culvert uninstall --yes")?.ok());
+        let ended = leaves_with_its_connections(cluster, stream);
+        let said = uninstall.join().map_err(|_| anyhow!("it panicked"))??;
+        ended.with_context(|| format!("{said:?}"))
+    })?;
+    for node in NODES {
+        wait_for("nothing to be left", SOON, || {
+            let left = residue(cluster, node)?;
+            ensure!(left.is_empty(), "n{node} has {left:#?}");
+            Ok(())
+        })?;
+    }
+    unmoved(cluster, &kept)?;
     for what in [
         "namespace",
         "clusterrole",
@@ -133,16 +150,7 @@ pub fn uninstall(cluster: &Cluster) -> anyhow::Result<()> {
     }
     let nodes = cluster.get(&["nodes"])?.to_string();
     ensure!(!nodes.contains("culvert.io"), "a node says {nodes}");
-    // The pods went on, and new ones start.
-    for pod in &kept {
-        let now = cluster.get(&["-n", &pod.namespace, "pod", &pod.name])?;
-        ensure!(
-            now["metadata"]["uid"] == pod.uid(),
-            "{} is another",
-            pod.name
-        );
-    }
-    let client = cluster.pod("shop", "app=client")?;
+    // New pods start.
     cluster
         .connect(&client, "10.96.0.50:7000", &["--count", "10"])?
         .all()?;
@@ -154,48 +162,42 @@ pub fn uninstall(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Neither a pin, nor a process, nor a link of anything that is the node's.
-fn none(cluster: &Cluster, node: u8) -> anyhow::Result<()> {
-    let pins = cluster.node(
-        node,
-        &[
-            "find",
-            "/sys/fs/bpf",
-            "-mindepth",
-            "1",
-            "!",
-            "-name",
-            "*.debug",
-        ],
-    )?;
-    ensure!(pins.stdout.is_empty(), "n{node} has pins\n{}", pins.stdout);
-    let processes = cluster.node(node, &["pgrep", "-l", "culvert-(agent|proxy|control|cni)"])?;
-    ensure!(
-        processes.stdout.is_empty(),
-        "n{node} runs {}",
-        processes.stdout
-    );
-    let links = links_of(cluster, node)?;
-    ensure!(links.is_empty(), "n{node} has {links:?}");
+fn kept(cluster: &Cluster) -> anyhow::Result<Vec<Pod>> {
+    let all = KEPT.map(|(namespace, label)| {
+        let pods = cluster.pods(namespace, label)?;
+        ensure!(!pods.is_empty(), "{namespace} has no {label}");
+        Ok(pods)
+    });
+    let all: Vec<_> = all.into_iter().collect::<anyhow::Result<_>>()?;
+    Ok(all.concat())
+}
+
+/// The same pods, and no container of them was started again.
+fn unmoved(cluster: &Cluster, kept: &[Pod]) -> anyhow::Result<()> {
+    let now = self::kept(cluster)?;
+    for pod in kept {
+        let same = now.iter().find(|now| now.uid() == pod.uid());
+        let same = same.with_context(|| format!("{} is another", pod.name))?;
+        ensure!(
+            same.containers() == pod.containers(),
+            "{}: {:?} and then {:?}",
+            pod.name,
+            pod.containers(),
+            same.containers()
+        );
+    }
     Ok(())
 }
 
-/// The links of a node, of all that this kernel has.
-fn links_of(cluster: &Cluster, node: u8) -> anyhow::Result<Vec<Link>> {
-    let inodes = |what: &str| -> anyhow::Result<BTreeSet<u64>> {
-        let said = cluster.node(node, &["sh", "-c", what])?.stdout;
-        Ok(said.lines().map(str::parse).collect::<Result<_, _>>()?)
-    };
-    let lab = cluster.cgroup(node);
-    let cgroups = inodes(&format!("find {lab} -type d -printf '%i\\n'"))?;
-    let spaces = inodes("stat -Lc %i /proc/1/ns/net /run/netns/*")?;
-    let mut all = links::all()?;
-    all.retain(|link| match link {
-        Link::Cgroup(id) => cgroups.contains(id),
-        Link::Netns(inode) => spaces.contains(inode),
-        Link::Other(_) => false,
-    });
-    Ok(all)
+/// What went through the proxies goes on when its pods are not meshed any more, to its last byte.
+fn leaves_with_its_connections(cluster: &Cluster, mut stream: Running) -> anyhow::Result<()> {
+    for label in ["app=client", "app=web"] {
+        cluster.meshed("shop", label, false)?;
+    }
+    live::flows(&mut stream)?;
+    let end: Streamed = stream.finish(SOON)?.json_of_last_line()?;
+    ensure!(end.broken.is_empty() && end.working == 4, "{end:?}");
+    Ok(())
 }
 
 /// The rules of a pod's network that are not the kernel's own.

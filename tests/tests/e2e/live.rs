@@ -107,7 +107,7 @@ fn works(stream: &mut Running) -> anyhow::Result<Streamed> {
 }
 
 /// Bytes come back, now and again.
-fn flows(stream: &mut Running) -> anyhow::Result<()> {
+pub fn flows(stream: &mut Running) -> anyhow::Result<()> {
     let mut ask = || {
         stream.say("how is it?")?;
         works(stream)

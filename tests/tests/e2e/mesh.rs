@@ -229,7 +229,7 @@ pub fn strict(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// How many connections of the kubelet were let through to a pod.
-fn probes(cluster: &Cluster, pod: &Pod) -> anyhow::Result<f64> {
+pub fn probes(cluster: &Cluster, pod: &Pod) -> anyhow::Result<f64> {
     let scrape = cluster.agent_metrics(pod.node)?;
     let name = "culvert_steering_total";
     let labels = [
